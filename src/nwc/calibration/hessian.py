@@ -1,0 +1,59 @@
+"""H = E[x x^T] of a layer's inputs, accumulated in FP32 (paper Eq. 3, App. A.2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from nwc.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+class HessianAccumulator:
+    """Running sum of x x^T over tokens.
+
+    Args:
+        n: length of x.
+        name: the layer, for messages.
+
+    Example:
+        >>> h = HessianAccumulator(2, "layer")
+        >>> h.add(torch.tensor([[1.0, 2.0], [1.0, float("nan")]]))
+        >>> h.mean().tolist(), h.tokens, h.non_finite
+        ([[1.0, 2.0], [2.0, 4.0]], 1, 1)
+    """
+
+    def __init__(self, n: int, name: str) -> None:
+        self.name = name
+        self.tokens = 0
+        self.non_finite = 0
+        self._sum = torch.zeros(n, n)
+
+    def add(self, inputs: Float[Tensor, "... n"]) -> None:
+        """Add the inputs of some tokens; tokens with a non-finite entry are counted apart."""
+        x = inputs.detach().reshape(-1, self._sum.shape[0]).float()
+        finite = torch.isfinite(x).all(dim=1)
+        bad = int((~finite).sum())
+        if bad:
+            self.non_finite += bad
+            x = x[finite]
+        self.tokens += len(x)
+        self._sum.addmm_(x.T, x)
+
+    def mean(self) -> Float[Tensor, "n n"]:
+        """The Hessian.
+
+        Raises:
+            CalibrationError: the layer saw no usable token.
+        """
+        if self.tokens == 0:
+            seen = f"{self.non_finite} tokens, all with non-finite inputs"
+            raise CalibrationError(
+                f"{self.name} saw {seen if self.non_finite else 'no tokens'}; "
+                "calibrate with other text, or with --data-free"
+            )
+        return self._sum / self.tokens

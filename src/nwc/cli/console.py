@@ -1,0 +1,113 @@
+"""What all verbs share: output, progress, errors and exit codes.
+
+Standard output holds results only, so that `--json` can be piped; everything else goes to standard
+error. Exit code 0 is success, 1 a check that failed or damaged data, 2 wrong use, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from nwc.errors import BitstreamError, NWCError
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Flags of every verb."""
+
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def run(self) -> int:
+        """Do the work; returns the exit code."""
+        raise AssertionError("every verb has its own run")
+
+
+def print_json(value: Any) -> None:  # noqa: ANN401
+    """Print JSON to standard output; NaN, which JSON lacks, becomes null."""
+    print(json.dumps(_finite(value), indent=1))
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and (value != value or abs(value) == float("inf")):
+        return None
+    return value
+
+
+@contextmanager
+def progress(title: str, total: int | None, quiet: bool = False) -> Iterator[Callable[..., None]]:
+    """A progress bar on standard error; gives advance(amount, note)."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=err, transient=True, disable=quiet) as bar:
+        task = bar.add_task(title, total=total, note="")
+
+        def advance(amount: float = 1, note: str | None = None) -> None:
+            bar.advance(task, amount)
+            if note is not None:
+                bar.update(task, note=note)
+
+        yield advance
+
+
+def quiet_transformers() -> None:
+    """Keep the progress bars and notices of transformers out of our output."""
+    from transformers.utils import logging  # noqa: PLC0415  (slow to import)
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def run(command: Command) -> int:
+    """Run a verb and turn what can go wrong into one line and an exit code."""
+    try:
+        return command.run()
+    except KeyboardInterrupt:
+        err.print("interrupted; no output was written")
+        return 130
+    except NWCError as error:
+        if command.debug:
+            traceback.print_exc(file=sys.stderr)
+        err.print(f"error: {error}", markup=False, style="red")
+        return 1 if isinstance(error, BitstreamError) else 2
+    except BrokenPipeError:
+        # The reader of our output went away (`nwc inspect | head`): nobody is left to tell.
+        sys.stderr.close()
+        return 0
+    except OSError as error:
+        if command.debug:
+            traceback.print_exc(file=sys.stderr)
+        place = f"{error.filename}: " if error.filename else ""
+        err.print(f"error: {place}{error.strerror or error}", markup=False, style="red")
+        return 2
+
+

@@ -1,0 +1,178 @@
+"""`nwc inspect` and `nwc verify`."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.table import Table
+
+from nwc.cli.console import Command, err, out, print_json, progress
+from nwc.coding.rate import BitBudget, ideal_bits
+from nwc.errors import NWCError
+from nwc.formats.checkpoint import Checkpoint
+from nwc.kernels.backend import decode_tile
+
+
+def inspection(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Everything that `nwc inspect --json` prints."""
+    rows = []
+    shared = checkpoint.shared_bytes()
+    total, compressed = shared, 0
+    for key in checkpoint.compressed_keys():
+        tensor = checkpoint.compressed(key)
+        size = checkpoint.tensor_bytes(key)
+        m, n = tensor.shape
+        errors = tensor.errors
+        total, compressed = total + size, compressed + m * n
+        rows.append(
+            {
+                "name": key,
+                "shape": [m, n],
+                "bits_per_parameter": 8 * size.total / (m * n),
+                "relative_error": None if errors is None else errors.relative,
+                "hessian_error": None if errors is None else errors.hessian,
+                "damping": None if errors is None else errors.damping,
+                "log2_gain": tensor.log2_gain,
+                "tiles": len(tensor.stream.tiles),
+                "bytes": size.total,
+            }
+        )
+    kept = sum(checkpoint.kept(k).numel() for k in checkpoint.keys() if k not in _names(rows))
+    return {
+        "version": checkpoint.facts["version"],
+        "method": checkpoint.facts.get("method"),
+        "preset": checkpoint.facts.get("preset"),
+        "compressed_parameters": compressed,
+        "kept_parameters": kept,
+        "file_bytes": checkpoint.file_bytes(),
+        "tensor_bytes": total.total,
+        "bits_per_parameter": {
+            "tensors": 8 * total.total / max(compressed, 1),
+            "file": 8 * checkpoint.file_bytes() / max(compressed + kept, 1),
+            **total.bits_per(compressed),
+        },
+        "tensors": rows,
+    }
+
+
+def _names(rows: list[dict[str, Any]]) -> set[str]:
+    return {row["name"] for row in rows}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect(Command):
+    """Show where the bits of a compressed folder go; decodes nothing.
+
+    Example: nwc inspect OUT
+    """
+
+    model: Annotated[Path, tyro.conf.Positional]
+    """Compressed folder."""
+    codec: Path | None = None
+    """Codec file, for a folder that only refers to one that is not shipped."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> int:
+        """See the class."""
+        found = inspection(Checkpoint(self.model, self.codec))
+        if self.json:
+            print_json(found)
+            return 0
+        bits = found["bits_per_parameter"]
+        out.print(
+            f"{self.model}: method {found['method']}, version {found['version']}, "
+            f"{found['compressed_parameters']:,} weights compressed, "
+            f"{found['kept_parameters']:,} kept, {found['file_bytes']:,} bytes",
+            markup=False,
+        )
+        split = Table("bits per parameter", "", box=None)
+        for name in BitBudget.__dataclass_fields__:
+            split.add_row(f"  {name}", f"{bits[name]:.4f}")
+        split.add_row("compressed tensors, all overheads", f"{bits['tensors']:.4f}")
+        split.add_row("whole folder, all parameters", f"{bits['file']:.4f}")
+        out.print(split)
+        table = Table("tensor", "shape", "bits", "rel. error", "Hessian error", box=None)
+        for row in found["tensors"]:
+            table.add_row(
+                row["name"],
+                " x ".join(map(str, row["shape"])),
+                f"{row['bits_per_parameter']:.3f}",
+                _number(row["relative_error"]),
+                _number(row["hessian_error"]),
+            )
+        out.print(table)
+        return 0
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or value != value else f"{value:.3g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify(Command):
+    """Check every checksum and decode every tile; exit code 1 if anything is damaged.
+
+    Example: nwc verify OUT
+    """
+
+    model: Annotated[Path, tyro.conf.Positional]
+    """Compressed folder."""
+    codec: Path | None = None
+    """Codec file, for a folder that only refers to one that is not shipped."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> int:
+        """See the class."""
+        try:
+            checkpoint = Checkpoint(self.model, self.codec)
+            keys = checkpoint.keys()
+        except NWCError as error:
+            return self._report([{"name": str(self.model), "ok": False, "error": str(error)}])
+        rows = []
+        with (
+            progress("verifying", len(keys)) as advance,
+            ThreadPoolExecutor(os.cpu_count()) as executor,
+        ):
+            for key in keys:
+                rows.append(self._check(checkpoint, key, executor))
+                advance(1, key)
+        return self._report(rows)
+
+    def _check(
+        self, checkpoint: Checkpoint, key: str, executor: ThreadPoolExecutor
+    ) -> dict[str, Any]:
+        try:
+            if key not in checkpoint.compressed_keys():
+                checkpoint.kept(key)
+                return {"name": key, "ok": True}
+            tensor = checkpoint.compressed(key)
+            tensor.weight(executor=executor)
+            ideal = ideal_bits(tensor.stream, decode_tile)
+            return {
+                "name": key,
+                "ok": True,
+                "tiles": len(tensor.stream.tiles),
+                "payload_bits": 16 * tensor.stream.words,
+                "ideal_bits": ideal,
+            }
+        except NWCError as error:
+            return {"name": key, "ok": False, "error": str(error)}
+
+    def _report(self, rows: list[dict[str, Any]]) -> int:
+        bad = [row for row in rows if not row["ok"]]
+        if self.json:
+            print_json({"ok": not bad, "tensors": rows})
+        else:
+            for row in bad:
+                err.print(f"damaged: {row['error']}", markup=False, style="red")
+            tiles = sum(row.get("tiles", 0) for row in rows)
+            verdict = f"{len(bad)} of {len(rows)} tensors damaged" if bad else "everything intact"
+            out.print(f"{self.model}: {verdict} ({tiles} tiles decoded)", markup=False)
+        return 1 if bad else 0

@@ -1,0 +1,109 @@
+"""Where the bytes of a compressed checkpoint go."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nwc.coding import rans
+from nwc.coding.bitstream import Bitstream, Section, TileDecoder, decode_tile
+
+if TYPE_CHECKING:
+    from nwc.coding.bitstream import DecodingTables
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitBudget:
+    """Bytes by purpose; budgets add up.
+
+    Example:
+        >>> (BitBudget(payload=3) + BitBudget(payload=1, index=2)).total
+        6
+    """
+
+    payload: int = 0
+    patches: int = 0
+    tables: int = 0
+    index: int = 0
+    scales: int = 0
+    levels: int = 0
+    codec: int = 0
+    headers: int = 0
+
+    def __add__(self, other: BitBudget) -> BitBudget:
+        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        return BitBudget(**{name: mine[name] + theirs[name] for name in mine})
+
+    @property
+    def total(self) -> int:
+        """All bytes."""
+        return sum(dataclasses.asdict(self).values())
+
+    def bits_per(self, parameters: int) -> dict[str, float]:
+        """Bits per parameter of every purpose."""
+        return {k: 8 * v / max(parameters, 1) for k, v in dataclasses.asdict(self).items()}
+
+
+_PURPOSE = {
+    Section.TABLES: "tables",
+    Section.TABLE_MAP: "tables",
+    Section.CLASSES: "levels",
+    Section.INDEX: "index",
+    Section.PATCHES: "patches",
+    Section.SCALES_F16: "scales",
+    Section.SCALES_LOG: "scales",
+    Section.SCALE: "scales",
+}
+
+
+def budget(stream: Bitstream) -> BitBudget:
+    """Bytes of one stream by purpose."""
+    parts = {"payload": 2 * stream.words}
+    for kind, data in stream.sections.items():
+        if kind in _PURPOSE:
+            name = _PURPOSE[Section(kind)]
+            parts[name] = parts.get(name, 0) + len(data)
+    return BitBudget(headers=len(stream.view) - sum(parts.values()), **parts)
+
+
+def ideal_bits(stream: Bitstream, decoder: TileDecoder = decode_tile) -> float:
+    """Ideal code length of the coded symbols under the tables they are coded with.
+
+    Patched symbols count with the stand-in that the lanes really code.
+    """
+    total = 0.0
+    lengths = _length_rows(stream.tables)
+    for tile in stream.tiles:
+        words = stream.payload_words(tile)
+        classes = stream.classes[tile.column : tile.column + tile.columns]
+        symbols = decoder(words, tile.states, classes, tile.chunks, stream.tables)
+        choice = stream.tables.choice[classes][:, None, :]
+        place = symbols.astype(np.int64) - stream.tables.first[choice]
+        total += float(lengths[choice, place].sum())
+    return total
+
+
+def _length_rows(tables: DecodingTables) -> np.ndarray:
+    rows = np.zeros((len(tables.tables), 256))
+    for row, table in zip(rows, tables.tables, strict=True):
+        row[: len(table)] = table.code_lengths()
+    return rows
+
+
+def empirical_bits(symbols: np.ndarray, classes: np.ndarray, share_channels: bool) -> float:
+    """Entropy in bits of symbols [columns, chunks, 16] under tables counted a class (and channel).
+
+    What the payload will take, without the cost of its tables and lanes.
+    """
+    total = 0.0
+    for k in np.unique(classes):
+        members = symbols[classes == k].reshape(-1, rans.LANES)
+        for channel in [slice(None)] if share_channels else range(rans.LANES):
+            values = members[:, channel].ravel().astype(np.int64)
+            counts = np.bincount(values - values.min())
+            counts = counts[counts > 0]
+            total += float((counts * (np.log2(counts.sum()) - np.log2(counts))).sum())
+    return total

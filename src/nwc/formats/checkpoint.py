@@ -1,0 +1,239 @@
+"""Reads a compressed checkpoint lazily: one tensor, or one tile, at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nwc.codec.compressed import CompressedTensor
+from nwc.codec.config import CodecConfig
+from nwc.codec.model import WeightCodec
+from nwc.coding.rate import BitBudget, budget
+from nwc.coding.tables import TableBank
+from nwc.errors import BitstreamError, ConfigError, FormatError
+from nwc.formats import layout
+from nwc.formats.codec_file import fill, fingerprint, load_codec, shipped_codecs
+from nwc.formats.shards import Shard
+
+
+class Checkpoint:
+    """A compressed checkpoint; see `nwc.open`.
+
+    Args:
+        path: its folder.
+        codec: the codec file, for a checkpoint that only refers to one that is not shipped.
+
+    Raises:
+        FormatError: the folder is not a compressed checkpoint, or not one that this nwc reads.
+    """
+
+    def __init__(self, path: str | Path, codec: str | Path | None = None) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise FormatError(f"{path} is not a folder; wanted a compressed checkpoint")
+        self.shards = [Shard(file) for file in self._files()]
+        self._places = {key: shard for shard in self.shards for key in shard.entries}
+        self.facts = self._read_facts()
+        self.codec = self._read_codec(None if codec is None else Path(codec))
+        self._bank = TableBank()
+        if layout.BANK_KEY in self._places:
+            self._bank = TableBank.from_bytes(
+                self._places[layout.BANK_KEY].data(layout.BANK_KEY)
+            )
+        self._stored = {
+            key.removesuffix(layout.STREAM_SUFFIX): key
+            for key in self._places
+            if not layout.is_shared(key)
+        }
+
+    def _files(self) -> list[Path]:
+        index = self.path / layout.INDEX_FILE
+        if index.exists():
+            names = layout.parse_object(index.read_text(), str(index)).get("weight_map")
+            if not isinstance(names, dict):
+                raise FormatError(f"{index} has no weight_map; the checkpoint is damaged")
+            return [self.path / Path(str(name)).name for name in sorted(set(names.values()))]
+        single = self.path / layout.SINGLE_FILE
+        if not single.exists():
+            raise FormatError(
+                f"{self.path} holds neither {layout.SINGLE_FILE} nor {layout.INDEX_FILE}; wanted "
+                "the output of nwc compress"
+            )
+        return [single]
+
+    def _read_facts(self) -> dict[str, Any]:
+        texts = [s.metadata[layout.METADATA_KEY] for s in self.shards if "nwc" in s.metadata]
+        if len(texts) != 1:
+            raise FormatError(
+                f"{self.path} is not a compressed checkpoint ({len(texts)} of its files say so, "
+                "wanted 1); make one with nwc compress"
+            )
+        facts = layout.parse_object(texts[0], f"header of {self.path}")
+        layout.check_version(facts.get("version"), str(self.path))
+        return facts
+
+    def _read_codec(self, given: Path | None) -> WeightCodec:
+        about = self.facts.get("codec")
+        if not isinstance(about, dict):
+            raise FormatError(f"{self.path} does not name its codec; the header is damaged")
+        if "reference" in about:
+            return self._find_codec(about, given)
+        try:
+            codec = WeightCodec(CodecConfig.from_dict(about.get("config", {})))
+        except ConfigError as error:
+            raise FormatError(f"{self.path}: {error}") from error
+        codec.g_a = codec.density = None  # a reader has the synthesis half only
+        if codec.g_s is not None:
+            stored = {
+                key.removeprefix(layout.CODEC_PREFIX): shard.tensor(key)
+                for key, shard in self._places.items()
+                if key.startswith(layout.CODEC_PREFIX)
+            }
+            fill(codec.g_s, stored, str(self.path))
+        return codec
+
+    def _find_codec(self, about: dict[str, Any], given: Path | None) -> WeightCodec:
+        name = str(about["reference"])
+        path = given or shipped_codecs().get(name)
+        if path is None:
+            raise FormatError(
+                f"{self.path} refers to codec {name!r}, which is not shipped with nwc; give its "
+                "file (--codec, or codec= in Python)"
+            )
+        codec = load_codec(path)
+        if fingerprint(codec) != about.get("fingerprint"):
+            raise FormatError(
+                f"{path} is not the codec that {self.path} was made with (fingerprint "
+                f"{fingerprint(codec)}, wanted {about.get('fingerprint')}); give the right file"
+            )
+        return codec
+
+    def keys(self) -> list[str]:
+        """Names of all tensors, as in the original checkpoint."""
+        return list(self._stored)
+
+    def compressed_keys(self) -> list[str]:
+        """Names of the compressed ones."""
+        return [key for key, stored in self._stored.items() if stored != key]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._stored
+
+    def compressed(self, key: str) -> CompressedTensor:
+        """The stream of a compressed tensor.
+
+        Raises:
+            FormatError: there is no compressed tensor of that name.
+            BitstreamError: it is damaged.
+        """
+        stored = self._stored.get(key, key)
+        if stored == key:
+            kind = "kept as it was" if key in self._stored else "not in the checkpoint"
+            raise FormatError(f"{key} is {kind}; the compressed tensors are compressed_keys()")
+        try:
+            return CompressedTensor(self._places[stored].data(stored), self.codec, self._bank)
+        except BitstreamError as error:
+            raise BitstreamError(f"{key}: {error}") from error
+
+    def kept(self, key: str) -> Tensor:
+        """A tensor that was not compressed, in its own dtype.
+
+        Raises:
+            FormatError: there is none of that name.
+        """
+        if self._stored.get(key) != key:
+            raise FormatError(f"{key} is not a kept tensor of {self.path}")
+        return self._places[key].tensor(key)
+
+    def tensor(
+        self,
+        key: str,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+        executor: ThreadPoolExecutor | None = None,
+    ) -> Tensor:
+        """A tensor by its name in the original checkpoint, decoded if it is compressed.
+
+        Args:
+            key: its name.
+            dtype: wanted dtype; None gives FP32 for compressed and the stored one for kept ones.
+                Integer tensors keep theirs.
+            device: where to put it.
+            executor: threads that decode tiles.
+
+        Raises:
+            FormatError: there is no such tensor.
+            BitstreamError: it is damaged.
+        """
+        if key not in self._stored:
+            near = next(iter(self._stored), "none")
+            raise FormatError(f"{self.path} has no tensor {key}; its names are like {near}")
+        if self._stored[key] == key:
+            kept = self.kept(key)
+            cast = dtype is not None and kept.is_floating_point()
+            return kept.to(device=device, dtype=dtype if cast else None)
+        stream = self.compressed(key)
+        try:
+            return stream.weight(dtype or torch.float32, executor=executor).to(device)
+        except BitstreamError as error:
+            raise BitstreamError(f"{key}: {error}") from error
+
+    def tile(self, key: str, i: int) -> Tensor:
+        """Tile i of a compressed tensor: FP32 [columns, rows], nothing else decoded.
+
+        Raises:
+            FormatError, BitstreamError: as `compressed`; or there is no such tile.
+        """
+        try:
+            return self.compressed(key).tile(i)
+        except BitstreamError as error:
+            raise BitstreamError(f"{key}: {error}") from error
+
+    def state_dict(
+        self, dtype: torch.dtype = torch.bfloat16, device: str | torch.device = "cpu"
+    ) -> dict[str, Tensor]:
+        """All tensors, floating-point ones in `dtype`."""
+        with ThreadPoolExecutor(os.cpu_count()) as executor:
+            return {key: self.tensor(key, dtype, device, executor) for key in self._stored}
+
+    def tensor_bytes(self, key: str) -> BitBudget:
+        """Bytes that one compressed tensor takes, its entry in the shard's header included."""
+        stored = self._stored[key]
+        entry = self._places[stored].entry_size(stored)
+        return budget(self.compressed(key).stream) + BitBudget(headers=entry)
+
+    def shared_bytes(self) -> BitBudget:
+        """Bytes that all compressed tensors share: codec, table bank, headers.
+
+        Everything in the shards that is neither a compressed tensor nor a kept one and its entry.
+        """
+        codec = tables = headers = 0
+        for shard in self.shards:
+            headers += shard.header_size
+            for key in shard.entries:
+                if key == layout.BANK_KEY:
+                    tables += shard.data_size(key)
+                elif key.startswith(layout.CODEC_PREFIX):
+                    codec += shard.data_size(key)
+                else:
+                    headers -= shard.entry_size(key)
+        return BitBudget(codec=codec, tables=tables, headers=headers)
+
+    def file_bytes(self) -> int:
+        """Bytes of the whole folder."""
+        return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
+
+    def config(self) -> dict[str, Any] | None:
+        """The model's config.json without the part about compression; None if there is none."""
+        path = self.path / "config.json"
+        if not path.exists():
+            return None
+        config = json.loads(path.read_text())
+        config.pop("quantization_config", None)
+        return config

@@ -1,0 +1,95 @@
+"""A trained codec on disk: FP16 safetensors with its config, and a JSON card beside it."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nwc.codec.config import CodecConfig
+from nwc.codec.model import WeightCodec
+from nwc.errors import ConfigError, FormatError
+from nwc.formats import layout
+from nwc.formats.shards import Shard
+
+_METADATA = "nwc_codec"
+
+
+def save_codec(codec: WeightCodec, path: Path, card: dict[str, Any]) -> None:
+    """Write a codec in FP16, and its card as `path` with suffix .json.
+
+    Args:
+        codec: a trained codec.
+        path: a .safetensors file; replaced atomically.
+        card: what it was trained on and what was measured, JSON-ready.
+    """
+    tensors = {k: v.detach().half().contiguous() for k, v in codec.state_dict().items()}
+    metadata = {"version": f"{layout.MAJOR}.{layout.MINOR}", "config": codec.config.to_dict()}
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, {_METADATA: json.dumps(metadata)})
+    partial.replace(path)
+    path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
+
+
+def load_codec(path: Path) -> WeightCodec:
+    """Read a codec.
+
+    Raises:
+        FormatError: the file is not a codec, or a newer one.
+    """
+    shard = Shard(path)
+    if _METADATA not in shard.metadata:
+        raise FormatError(f"{path} is a safetensors file but not a codec; train one with nwc train")
+    metadata = layout.parse_object(shard.metadata[_METADATA], f"header of {path}")
+    layout.check_version(metadata.get("version"), str(path))
+    try:
+        codec = WeightCodec(CodecConfig.from_dict(metadata.get("config", {})))
+    except ConfigError as error:
+        raise FormatError(f"{path}: {error}") from error
+    fill(codec, {key: shard.tensor(key) for key in shard.entries}, str(path))
+    return codec
+
+
+def fill(module: torch.nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+    """Load tensors into a module of exactly their names and shapes.
+
+    Raises:
+        FormatError: they do not fit, or are not finite.
+    """
+    own = module.state_dict()
+    for key in sorted(set(own) | set(tensors)):
+        got = list(tensors[key].shape) if key in tensors else "no such tensor"
+        wanted = list(own[key].shape) if key in own else "no such tensor"
+        if got != wanted:
+            raise FormatError(f"{where}: codec tensor {key} is {got}, wanted {wanted}")
+        if not torch.isfinite(tensors[key]).all():
+            raise FormatError(f"{where}: codec tensor {key} is not finite")
+    module.load_state_dict({key: value.float() for key, value in tensors.items()})
+    module.requires_grad_(False).eval()
+
+
+def fingerprint(codec: WeightCodec) -> str:
+    """XXH3-64 of config and synthesis transform, all that a reader needs."""
+    digest = xxhash.xxh3_64(json.dumps(codec.config.to_dict(), sort_keys=True).encode())
+    for key, value in synthesis_tensors(codec).items():
+        digest.update(key.encode() + value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def synthesis_tensors(codec: WeightCodec) -> dict[str, Tensor]:
+    """FP16 parameters of the synthesis transform."""
+    if codec.g_s is None:
+        return {}
+    return {key: value.half().cpu() for key, value in codec.g_s.state_dict().items()}
+
+
+def shipped_codecs() -> dict[str, Path]:
+    """Name -> file of the codecs that come with the package."""
+    folder = Path(str(resources.files("nwc"))) / "codecs"
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}

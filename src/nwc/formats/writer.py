@@ -1,0 +1,184 @@
+"""Writes a compressed checkpoint: a folder that looks like a Hugging Face model.
+
+Everything is written to a folder beside the output that takes the output's name in one step at the
+very end; whatever goes wrong before leaves the output as it was.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from torch import Tensor
+
+from nwc.codec.model import WeightCodec
+from nwc.coding.tables import TableBank
+from nwc.errors import FormatError
+from nwc.formats import layout
+from nwc.formats.codec_file import fingerprint, synthesis_tensors
+from nwc.formats.shards import ShardWriter
+
+_WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack"}
+
+
+class FolderWriter:
+    """Writes a model folder shard by shard; complete or absent.
+
+    Args:
+        output: the folder to make.
+        source: whose small files (tokenizer, licence, ...) are copied.
+        overwrite: replace an existing output.
+        shard_bytes: size at which the next shard is begun.
+
+    Raises:
+        FormatError: the output exists or cannot be made.
+    """
+
+    def __init__(
+        self, output: Path, source: Path, *, overwrite: bool = False, shard_bytes: int = 4 * 10**9
+    ) -> None:
+        if output.exists() and not overwrite:
+            raise FormatError(f"{output} exists; choose another --output or add --overwrite")
+        if output.exists() and output.resolve() == source.resolve():
+            raise FormatError(f"{output} is the model itself; choose another --output")
+        self.output = output
+        self.source = source
+        self.shard_bytes = shard_bytes
+        self._shards: list[ShardWriter] = []
+        self._closed: list[list[str]] = []
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            self._scratch = Path(
+                tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent)
+            )
+        except OSError as error:
+            raise FormatError(f"cannot write beside {output}: {error}") from error
+        self._shard = self._new_shard()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise FormatError(
+                f"no space left for {self.output}; nothing was written. Free some, or choose an "
+                "--output on another disk"
+            ) from error
+
+    def _new_shard(self) -> ShardWriter:
+        return ShardWriter(self._scratch / f"shard-{len(self._closed):05d}.safetensors")
+
+    def add(self, key: str, tensor: Tensor | bytes) -> None:
+        """Append a tensor, or bytes."""
+        size = len(tensor) if isinstance(tensor, bytes) else tensor.numel() * tensor.itemsize
+        if self._shard.size and self._shard.size + size > self.shard_bytes:
+            self._close_shard({})
+        self._shard.add(key, tensor)
+
+    def _close_shard(self, metadata: dict[str, str]) -> None:
+        self._shard.close(metadata)
+        self._closed.append(self._shard.keys)
+        self._shard = self._new_shard()
+
+    def finish(self, config: dict[str, Any] | None, metadata: dict[str, str]) -> None:
+        """Write the last shard, index, config and small files, and put the folder in place.
+
+        Args:
+            config: content of config.json; None leaves it out.
+            metadata: `__metadata__` of the last shard.
+        """
+        total = sum(p.stat().st_size for p in self._scratch.iterdir())
+        self._close_shard(metadata)
+        self._shard._scratch.close()
+        self._shard._scratch_path.unlink()
+        count = len(self._closed)
+        names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+        if count == 1:
+            names = [layout.SINGLE_FILE]
+        for i, name in enumerate(names):
+            (self._scratch / f"shard-{i:05d}.safetensors").rename(self._scratch / name)
+        if count > 1:
+            index = {
+                "metadata": {"total_size": total},
+                "weight_map": {
+                    key: name for name, keys in zip(names, self._closed, strict=True) for key in keys
+                },
+            }
+            (self._scratch / layout.INDEX_FILE).write_text(json.dumps(index, indent=0))
+        for path in sorted(self.source.iterdir()):
+            special = path.name in ("config.json", layout.INDEX_FILE)
+            if path.is_file() and path.suffix not in _WEIGHT_SUFFIXES and not special:
+                if not path.name.startswith("."):
+                    shutil.copyfile(path, self._scratch / path.name)
+        if config is not None:
+            (self._scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        self._scratch.chmod(0o755)
+        if self.output.exists():
+            retired = Path(tempfile.mkdtemp(prefix=f".{self.output.name}.old-", dir=self.output.parent))
+            self.output.rename(retired / "old")
+            self._scratch.rename(self.output)
+            shutil.rmtree(retired)
+        else:
+            self._scratch.rename(self.output)
+
+
+class CheckpointWriter(FolderWriter):
+    """Writes a compressed checkpoint. See `FolderWriter` for the arguments."""
+
+    def add_codec(self, codec: WeightCodec, by_reference: str | None) -> int:
+        """Store the synthesis transform, or only the name and hash by which a reader finds it.
+
+        Call it first: FP16 data belongs before the byte streams, which have no alignment.
+
+        Returns:
+            Bytes that it takes, names included.
+        """
+        self._codec: dict[str, Any] = {"config": codec.config.to_dict()}
+        if by_reference is not None:
+            self._codec |= {"reference": by_reference, "fingerprint": fingerprint(codec)}
+            return 0
+        size = 0
+        for key, value in synthesis_tensors(codec).items():
+            self.add(layout.CODEC_PREFIX + key, value)
+            size += value.numel() * 2 + 90 + len(key)
+        return size
+
+    def add_stream(self, key: str, data: bytes) -> None:
+        """Store a compressed tensor."""
+        self.add(key + layout.STREAM_SUFFIX, data)
+
+    def finish_checkpoint(
+        self, bank: TableBank, config: dict[str, Any] | None, facts: dict[str, Any]
+    ) -> None:
+        """Store the shared tables and put the folder in place.
+
+        Args:
+            bank: tables of all streams.
+            config: the model's config.json, or None.
+            facts: about the compression: method, preset, bits asked for.
+        """
+        version = f"{layout.MAJOR}.{layout.MINOR}"
+        if bank.tables:
+            self.add(layout.BANK_KEY, bank.to_bytes())
+        about = {"version": version, "codec": self._codec, **facts}
+        if config is not None:
+            config = {
+                **config,
+                "quantization_config": {
+                    "quant_method": layout.QUANT_METHOD,
+                    "version": version,
+                    **facts,
+                },
+            }
+        self.finish(config, {layout.METADATA_KEY: json.dumps(about, separators=(",", ":"))})

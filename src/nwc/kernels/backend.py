@@ -1,0 +1,57 @@
+"""Which kernel codes tiles: numba by default, the plain oracle on request.
+
+Both give the same bytes and symbols; the choice is speed only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from nwc.coding import bitstream
+from nwc.errors import ConfigError
+from nwc.kernels import rans_numba
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_DECODERS: dict[str, Callable[..., NDArray[np.int16]]] = {
+    "numba": rans_numba.decode_tile,
+    "numpy": bitstream.decode_tile,
+}
+_ENCODERS: dict[str, Callable[..., tuple[NDArray[np.uint16], NDArray[np.uint32]]]] = {
+    "numba": rans_numba.encode_tile,
+    "numpy": bitstream.encode_tile,
+}
+
+
+def backend() -> str:
+    """Name of the backend: the environment variable NWC_BACKEND, or numba.
+
+    Raises:
+        ConfigError: the variable names none.
+    """
+    name = os.environ.get("NWC_BACKEND", "numba")
+    if name not in _DECODERS:
+        raise ConfigError(f"NWC_BACKEND is {name!r}, wanted one of {sorted(_DECODERS)}")
+    return name
+
+
+def decode_tile(
+    words: NDArray[np.uint16],
+    states: NDArray[np.uint32],
+    classes: NDArray[np.uint8],
+    chunks: int,
+    tables: bitstream.DecodingTables,
+) -> NDArray[np.int16]:
+    """`bitstream.TileDecoder` of the chosen backend."""
+    return _DECODERS[backend()](words, states, classes, chunks, tables)
+
+
+def encode_tile(
+    symbols: NDArray[np.int16], classes: NDArray[np.uint8], tables: bitstream.EncodingTables
+) -> tuple[NDArray[np.uint16], NDArray[np.uint32]]:
+    """`bitstream.TileEncoder` of the chosen backend."""
+    return _ENCODERS[backend()](symbols, classes, tables)

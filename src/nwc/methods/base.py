@@ -1,0 +1,79 @@
+"""What every compression method implements."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from nwc.codec.compressed import MeasuredErrors
+from nwc.codec.model import WeightCodec
+from nwc.coding.tables import TableBank
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerWeight:
+    """A matrix to compress.
+
+    Args:
+        name: the checkpoint's key.
+        W: [m, n], outputs by inputs, FP32.
+        transposed: the checkpoint holds W^T.
+    """
+
+    name: str
+    W: Tensor
+    transposed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressedLayer:
+    """A compressed matrix as bytes.
+
+    Args:
+        name: the checkpoint's key.
+        data: the stream.
+        errors: what it cost.
+    """
+
+    name: str
+    data: bytes
+    errors: MeasuredErrors
+
+
+class LayerMethod(ABC):
+    """Compresses the matrices of one layer, or of several that share their input.
+
+    Args:
+        codec: whose synthesis transform a reader of the result needs.
+    """
+
+    name: str
+
+    def __init__(self, codec: WeightCodec) -> None:
+        self.codec = codec
+
+    @abstractmethod
+    def compress(
+        self, layers: list[LayerWeight], H: Tensor | None, log2_gain: float, bank: TableBank
+    ) -> list[CompressedLayer]:
+        """Compress matrices of equally many columns.
+
+        Args:
+            layers: the matrices.
+            H: Hessian [n, n] of their common input; None quantises without feedback.
+            log2_gain: log2 of the gain, the reciprocal step on unit-variance weights.
+            bank: where tables shared by the file are kept.
+        """
+
+    @abstractmethod
+    def estimate(
+        self, W: Float[Tensor, "m n"], log2_gain: float, calibrated: bool
+    ) -> float:
+        """Bits per weight that a sample of rows of a matrix would take, tables and lanes aside."""
+

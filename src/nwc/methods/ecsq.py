@@ -1,0 +1,26 @@
+"""Entropy-coded uniform scalar quantisation with LDLQ: the honest floor.
+
+One step for a whole matrix, proportional to its root mean square, reconstruction at multiples of
+the step, one counted table; what WaterSIC calls Huffman-GPTQ, with an arithmetic coder.
+"""
+
+from __future__ import annotations
+
+from nwc.codec.config import IDENTITY
+from nwc.codec.model import WeightCodec
+from nwc.coding.bitstream import PROFILES, Profile
+from nwc.methods.transform_coding import TransformCoding
+
+
+class Ecsq(TransformCoding):
+    """See the module.
+
+    Args:
+        profile: tile size.
+        device: where quantisation runs.
+    """
+
+    name = "ecsq"
+
+    def __init__(self, profile: Profile = PROFILES["balanced"], device: str = "cpu") -> None:
+        super().__init__(WeightCodec(IDENTITY), "tensor", profile, device)

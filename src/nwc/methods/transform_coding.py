@@ -1,0 +1,238 @@
+"""Normalise, transform, round, entropy code: the engine of `nwc` and `ecsq`.
+
+The methods differ in their codec and in what a scale belongs to. With a Hessian the columns are
+quantised in order under LDLQ feedback (`numerics.ldlq`); layers that share their input are stacked
+and done together. Without one, all columns at once.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nwc.calibration.importance import importance_levels
+from nwc.codec import scales as scale_codes
+from nwc.codec.compressed import MeasuredErrors
+from nwc.codec.model import WeightCodec
+from nwc.coding import bitstream
+from nwc.coding.bitstream import PROFILES, Profile, Section
+from nwc.coding.rate import empirical_bits
+from nwc.coding.tables import FrequencyTable, TableBank, from_probabilities
+from nwc.errors import CalibrationError
+from nwc.kernels.backend import encode_tile
+from nwc.methods.base import CompressedLayer, LayerMethod, LayerWeight
+from nwc.numerics.chunking import CHUNK, chunk_count, column_scales
+from nwc.numerics.ldlq import LDL, feedback, ldl, proxy_loss
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+Scaling = Literal["column_log", "column_f16", "tensor"]
+
+_PRIOR_GRID = 4
+"""Prior tables are made for gains rounded to quarter octaves, so that tensors can share them."""
+
+_BATCH_COLUMNS = 64
+_SYMBOL_LIMIT = 2**15 - 1
+
+
+class TransformCoding(LayerMethod):
+    """See the module.
+
+    Args:
+        codec: the transforms and their prior.
+        scaling: one scale a column (logarithmic or FP16) or one a tensor.
+        profile: tile size.
+        device: where quantisation runs.
+    """
+
+    def __init__(
+        self,
+        codec: WeightCodec,
+        scaling: Scaling,
+        profile: Profile = PROFILES["balanced"],
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(codec.to(device).eval().requires_grad_(False))
+        self.scaling = scaling
+        self.profile = profile
+        self.device = device
+        self._priors: dict[tuple[int, int], list[FrequencyTable]] = {}
+
+    def compress(
+        self, layers: list[LayerWeight], H: Tensor | None, log2_gain: float, bank: TableBank
+    ) -> list[CompressedLayer]:
+        """See `LayerMethod.compress`."""
+        # The stream stores the gain in FP32; quantise with what a reader will read.
+        log2_gain = struct.unpack("<f", struct.pack("<f", log2_gain))[0]
+        n = layers[0].W.shape[1]
+        factor = None if H is None else self._factor(H, layers)
+        levels = self._levels(H, n, log2_gain)
+        packed = [self._scales(layer.W) for layer in layers]
+        sizes = [chunk_count(len(layer.W)) * CHUNK for layer in layers]
+        columns = torch.zeros(n, sum(sizes), device=self.device)
+        scales = torch.empty(n, sum(sizes) // CHUNK, device=self.device)
+        start = 0
+        for layer, (_, s), size in zip(layers, packed, sizes, strict=True):
+            columns[:, start : start + len(layer.W)] = layer.W.T.to(self.device)
+            scales[:, start // CHUNK : (start + size) // CHUNK] = s.to(self.device)[:, None]
+            start += size
+        symbols = self._quantise(columns, scales, levels, log2_gain, factor)
+        # `columns` now holds the errors E^T.
+        results = []
+        for layer, (scale_bytes, _), part, error in zip(
+            layers,
+            packed,
+            np.split(symbols, np.cumsum(sizes)[:-1], axis=1),
+            torch.split(columns, sizes, dim=1),
+            strict=True,
+        ):
+            E = error[:, : len(layer.W)].T.cpu()
+            errors = _measure(layer.W, E, H, factor)
+            data = self._encode(layer, part, levels, scale_bytes, log2_gain, errors, bank)
+            results.append(CompressedLayer(name=layer.name, data=data, errors=errors))
+        return results
+
+    def estimate(
+        self, W: Float[Tensor, "m n"], log2_gain: float, calibrated: bool
+    ) -> float:
+        """See `LayerMethod.estimate`."""
+        n = W.shape[1]
+        # Which columns will be important is not known yet; how many is.
+        spread = torch.arange(n, dtype=torch.float64) * 0.6180339887498949 % 1
+        levels = self._levels(torch.diag(spread) if calibrated else None, n, log2_gain)
+        rows = len(W) // CHUNK * CHUNK
+        W = W[:rows] if rows else torch.nn.functional.pad(W, (0, 0, 0, CHUNK - len(W)))
+        columns = W.T.contiguous().to(self.device)
+        scales = self._scales(W)[1].to(self.device)[:, None].expand(-1, len(W) // CHUNK)
+        symbols = self._quantise(columns, scales, levels, log2_gain, None)
+        shape = (n, -1, CHUNK)
+        bits = empirical_bits(
+            symbols.reshape(shape), levels, self.codec.config.channels_share_tables
+        )
+        return bits / symbols.size
+
+    def _factor(self, H: Tensor, layers: list[LayerWeight]) -> LDL:
+        try:
+            return ldl(H.to(self.device))
+        except CalibrationError as error:
+            names = ", ".join(layer.name for layer in layers)
+            raise CalibrationError(f"{names}: {error}") from error
+
+    def _levels(self, H: Tensor | None, n: int, log2_gain: float) -> np.ndarray:
+        usable = self.codec.usable_levels(log2_gain)
+        if H is None or usable == 1:
+            return np.zeros(n, dtype=np.uint8)
+        levels = importance_levels(H.diagonal(), self.codec.config.levels)
+        return np.minimum(levels.cpu().numpy(), usable - 1)
+
+    def _scales(self, W: Tensor) -> tuple[bytes, Tensor]:
+        if self.scaling == "tensor":
+            peak = float(W.abs().max())
+            rms = float((W / peak).square().mean().sqrt() * peak) if peak else 0.0
+            return scale_codes.pack_single(rms, W.shape[1])
+        scales = column_scales(W)
+        if self.scaling == "column_f16":
+            return scale_codes.pack_f16(scales)
+        return scale_codes.pack_log(scales)
+
+    def _quantise(
+        self,
+        columns: Tensor,
+        scales: Tensor,
+        levels: np.ndarray,
+        log2_gain: float,
+        factor: LDL | None,
+    ) -> np.ndarray:
+        """Symbols [n, rows] of W^T in `columns`, which is overwritten with E^T."""
+        n, rows = columns.shape
+        symbols = torch.empty(n, rows, dtype=torch.int16, device=self.device)
+        level = torch.from_numpy(levels.astype(np.int64)).to(self.device)
+        inverse = torch.where(scales > 0, scales.reciprocal(), torch.zeros_like(scales))
+
+        def quantise(which: slice, target: Tensor) -> Tensor:
+            chunks = target.view(-1, rows // CHUNK, CHUNK) * inverse[which, :, None]
+            each = level[which, None].expand(-1, rows // CHUNK)
+            z = self.codec.analysis(chunks, each, log2_gain).round_()
+            z.clamp_(-_SYMBOL_LIMIT, _SYMBOL_LIMIT)
+            symbols[which] = z.flatten(1).to(torch.int16)
+            restored = self.codec.synthesis(z, each, log2_gain) * scales[which, :, None]
+            return restored.reshape(target.shape)
+
+        if factor is None:
+            for start in range(0, n, _BATCH_COLUMNS):
+                which = slice(start, start + _BATCH_COLUMNS)
+                columns[which] -= quantise(which, columns[which])
+        else:
+            one: Callable[[int, Tensor], Tensor] = lambda k, t: quantise(slice(k, k + 1), t)  # noqa: E731
+            feedback(columns, factor.upper, one)
+        return symbols.cpu().numpy()
+
+    def _prior(self, level: int, log2_gain: float) -> list[FrequencyTable] | None:
+        if self.codec.density is None:
+            return None
+        grid = round(log2_gain * _PRIOR_GRID)
+        if (level, grid) not in self._priors:
+            symbols = torch.arange(-128, 128, device=self.device)
+            if self.codec.config.kind == "residual":
+                pmf = self.codec.prior(level, log2_gain, symbols)
+            else:
+                pmf = self.codec.prior(level, grid / _PRIOR_GRID, symbols)
+            self._priors[level, grid] = [
+                from_probabilities(-128, row) for row in pmf.double().cpu().numpy()
+            ]
+        return self._priors[level, grid]
+
+    def _encode(
+        self,
+        layer: LayerWeight,
+        rows: np.ndarray,
+        levels: np.ndarray,
+        scale_bytes: bytes,
+        log2_gain: float,
+        errors: MeasuredErrors,
+        bank: TableBank,
+    ) -> bytes:
+        symbols = np.ascontiguousarray(rows).reshape(len(rows), -1, CHUNK)
+        count = int(levels.max()) + 1
+        share = self.codec.config.channels_share_tables
+        found = [self._prior(k, log2_gain) for k in range(count)]
+        priors = None if found[0] is None else [p for p in found if p is not None]
+        tables = bitstream.choose_tables(symbols, levels, count, share, priors)
+        from_bank = frozenset(t.key for p in priors or [] for t in p)
+        kind = {
+            "tensor": Section.SCALE,
+            "column_f16": Section.SCALES_F16,
+            "column_log": Section.SCALES_LOG,
+        }[self.scaling]
+        return bitstream.encode(
+            symbols,
+            levels,
+            tables,
+            rows=len(layer.W),
+            profile=self.profile,
+            bank=bank,
+            bank_tables=from_bank,
+            extra={
+                kind: scale_bytes,
+                Section.GAIN: struct.pack("<f", log2_gain),
+                Section.ERRORS: errors.to_bytes(),
+            },
+            transposed=layer.transposed,
+            tile_encoder=encode_tile,
+        )
+
+
+def _measure(W: Tensor, E: Tensor, H: Tensor | None, factor: LDL | None) -> MeasuredErrors:
+    norm = float(W.norm())
+    relative = float(E.norm()) / norm if norm else 0.0
+    if H is None or factor is None:
+        return MeasuredErrors(relative)
+    H = H.cpu()
+    power = proxy_loss(W, H)
+    return MeasuredErrors(relative, proxy_loss(E, H) / power if power else 0.0, factor.damping)
