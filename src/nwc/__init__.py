@@ -11,7 +11,8 @@ Reading a compressed checkpoint needs no transformers:
 
 from nwc.errors import BitstreamError, CalibrationError, ConfigError, FormatError, NWCError
 from nwc.formats.checkpoint import Checkpoint
-from nwc.integrations.loading import load_model, load_state_dict, open_checkpoint as open
+from nwc.integrations.loading import load_model, load_state_dict
+from nwc.integrations.loading import open_checkpoint as open
 
 __version__ = "0.1.0"
 

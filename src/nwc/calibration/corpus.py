@@ -80,7 +80,7 @@ def _dataset(source: str) -> Iterator[str]:
     name, _, rest = source.partition(":")
     config, _, split = rest.partition(":")
     try:
-        import datasets  # noqa: PLC0415  (an extra, wanted for this kind of source only)
+        import datasets
     except ImportError as error:
         raise CalibrationError(
             f"{source} is not a file, and the package that loads data sets is missing: check the "

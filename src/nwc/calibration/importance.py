@@ -14,9 +14,7 @@ QUANTILES = (0.9, 0.99, 0.999)
 """A column above the k-th quantile of diag H has level k + 1, the same for every tensor."""
 
 
-def importance_levels(
-    diagonal: Float[Tensor, " n"], levels: int
-) -> UInt8[Tensor, " n"]:
+def importance_levels(diagonal: Float[Tensor, " n"], levels: int) -> UInt8[Tensor, " n"]:
     """Level of every column: top 0.1 % -> 3, 1 % -> 2, 10 % -> 1, the rest 0.
 
     Args:

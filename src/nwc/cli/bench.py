@@ -8,10 +8,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from nwc.cli.console import Command, err, out, print_json
-from nwc.codec.config import PAPER_LAMBDAS
 from nwc.errors import ConfigError
 from nwc.evaluation.benchmark import bench_rans, bench_tensor
-from nwc.formats.codec_file import load_codec, shipped_codecs
+from nwc.formats.shipped import shipped_codec
 from nwc.methods.ecsq import Ecsq
 from nwc.methods.neural import Neural
 
@@ -66,11 +65,6 @@ class Bench(Command):
         if self.preset == "ecsq":
             found = bench_tensor(Ecsq(), gain, self.size, self.repeats)
         else:
-            name = "default"
-            if self.preset == "paper":
-                codecs = {v: load_codec(shipped_codecs()[f"paper-{v}"]) for v in PAPER_LAMBDAS}
-                distance = {v: abs(c.config.nominal_log2_gain - gain) for v, c in codecs.items()}
-                name = f"paper-{min(distance, key=lambda v: distance[v])}"
-            codec = load_codec(shipped_codecs()[name])
+            codec, _ = shipped_codec(self.preset, self.bits)
             found = bench_tensor(Neural(codec), gain, self.size, self.repeats)
         return {"suite": "tensor", "preset": self.preset, **found}

@@ -14,10 +14,9 @@ import tyro
 import nwc
 from nwc.calibration.corpus import token_windows
 from nwc.cli.console import Command, err, out, print_json, progress, quiet_transformers
-from nwc.codec.config import PAPER_LAMBDAS
 from nwc.codec.model import WeightCodec
-from nwc.coding.bitstream import PROFILES
 from nwc.coding.tables import TableBank
+from nwc.coding.tiling import PROFILES
 from nwc.compression.pipeline import Report, compress_model
 from nwc.compression.plan import Plan, make_plan, require_skeleton
 from nwc.compression.rate_control import RateController
@@ -25,7 +24,8 @@ from nwc.compression.source import SourceCheckpoint, find_model
 from nwc.compression.stream import BlockStream
 from nwc.errors import CalibrationError, ConfigError
 from nwc.formats.checkpoint import Checkpoint
-from nwc.formats.codec_file import load_codec, shipped_codecs
+from nwc.formats.codec_file import load_codec
+from nwc.formats.shipped import shipped_codec
 from nwc.formats.writer import CheckpointWriter, FolderWriter
 from nwc.methods.base import LayerMethod
 from nwc.methods.registry import METHODS
@@ -33,7 +33,6 @@ from nwc.methods.registry import METHODS
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 MIN_BITS, MAX_BITS = 2.0, 7.0
-_ENTROPY_OF_UNIT_NORMAL = 2.05
 _SHARED_HEADER_BYTES = 550
 
 
@@ -169,7 +168,9 @@ class Compress(Command):
         profile = PROFILES[self.profile]
         if self.method == "ecsq":
             if self.codec or self.codec_by_reference:
-                raise ConfigError("method ecsq has no codec; drop --codec and --codec-by-reference")
+                raise ConfigError(
+                    "method ecsq has no codec; drop --codec and --codec-by-reference"
+                )
             return METHODS["ecsq"](None, profile, device), None
         codec, name = self._codec()
         return METHODS["nwc"](codec, profile, device), name if self.codec_by_reference else None
@@ -177,13 +178,7 @@ class Compress(Command):
     def _codec(self) -> tuple[WeightCodec, str]:
         if self.codec is not None:
             return load_codec(self.codec), self.codec.stem
-        name = "default"
-        if self.preset == "paper":
-            shipped = {lam: load_codec(shipped_codecs()[f"paper-{lam}"]) for lam in PAPER_LAMBDAS}
-            wanted = self.bits - _ENTROPY_OF_UNIT_NORMAL
-            lam = min(shipped, key=lambda v: abs(shipped[v].config.nominal_log2_gain - wanted))
-            return shipped[lam], f"paper-{lam}"
-        return load_codec(shipped_codecs()[name]), name
+        return shipped_codec(self.preset, self.bits)
 
     def _controller(
         self, source: SourceCheckpoint, plan: Plan, method: LayerMethod, codec_bytes: int
@@ -222,7 +217,7 @@ class Compress(Command):
 
 def tokenizer_of(folder: Path):  # noqa: ANN201  (a closure over an untyped library)
     """The model's tokenizer as a function from text to ids."""
-    from transformers import AutoTokenizer  # noqa: PLC0415  (slow to import)
+    from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -271,4 +266,3 @@ class Decompress(Command):
             writer.finish(config, {})
         out.print(f"{self.output}: {len(keys)} tensors in {self.dtype}", markup=False)
         return 0
-

@@ -81,7 +81,7 @@ def progress(title: str, total: int | None, quiet: bool = False) -> Iterator[Cal
 
 def quiet_transformers() -> None:
     """Keep the progress bars and notices of transformers out of our output."""
-    from transformers.utils import logging  # noqa: PLC0415  (slow to import)
+    from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -109,5 +109,3 @@ def run(command: Command) -> int:
         place = f"{error.filename}: " if error.filename else ""
         err.print(f"error: {place}{error.strerror or error}", markup=False, style="red")
         return 2
-
-

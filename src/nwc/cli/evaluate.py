@@ -83,7 +83,7 @@ class Eval(Command):
         dtype = DTYPES[self.dtype]
         if is_compressed(folder):
             return load_model(folder, dtype, device, self.codec)
-        from transformers import AutoModelForCausalLM  # noqa: PLC0415  (slow to import)
+        from transformers import AutoModelForCausalLM
 
         try:
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)

@@ -159,7 +159,7 @@ class Verify(Command):
                 "name": key,
                 "ok": True,
                 "tiles": len(tensor.stream.tiles),
-                "payload_bits": 16 * tensor.stream.words,
+                "payload_bits": 16 * tensor.stream.head.words,
                 "ideal_bits": ideal,
             }
         except NWCError as error:

@@ -80,6 +80,11 @@ class CodecConfig:
         return tuple(0.5 * math.log2(v / self.importance[0]) for v in self.importance)
 
     @property
+    def elementwise(self) -> bool:
+        """Whether the transforms treat every weight by itself, so that a lookup can decode."""
+        return self.kind in ("identity", "compander")
+
+    @property
     def channels_share_tables(self) -> bool:
         """Whether the 16 latent channels are exchangeable, so that one table serves them all."""
         return self.kind != "residual"

@@ -65,7 +65,7 @@ class WeightCodec(nn.Module):
             self.g_s = Correction(size, config.width)
             self.density = EntropyBottleneck(1)
 
-    def level_log2_gain(self, level: Int[Tensor, "..."], log2_gain: float) -> Tensor:
+    def level_log2_gain(self, level: Int[Tensor, ...], log2_gain: float) -> Tensor:
         """log2 gain of chunks of the given importance level when level 0 has `log2_gain`."""
         offsets: Tensor = self._offsets  # type: ignore[assignment]
         return (log2_gain + offsets[level]).clamp_max(max(MAX_LOG2_GAIN, log2_gain))
@@ -81,7 +81,7 @@ class WeightCodec(nn.Module):
         return max(1, sum(fit))
 
     def analysis(
-        self, chunks: Float[Tensor, "... 16"], level: Int[Tensor, "..."], log2_gain: float
+        self, chunks: Float[Tensor, "... 16"], level: Int[Tensor, ...], log2_gain: float
     ) -> Float[Tensor, "... 16"]:
         """Latents before rounding."""
         if self.config.kind == "residual":
@@ -92,7 +92,7 @@ class WeightCodec(nn.Module):
         return latents if self.g_a is None else latents + self.g_a(chunks, c)
 
     def synthesis(
-        self, latents: Float[Tensor, "... 16"], level: Int[Tensor, "..."], log2_gain: float
+        self, latents: Float[Tensor, "... 16"], level: Int[Tensor, ...], log2_gain: float
     ) -> Float[Tensor, "... 16"]:
         """Chunks from rounded latents."""
         if self.config.kind == "residual":

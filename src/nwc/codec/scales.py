@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nwc.coding import rice
-from nwc.coding.bitstream import Bitstream, Section
+from nwc.coding.container import Container, Section
 from nwc.errors import BitstreamError
 
 if TYPE_CHECKING:
@@ -96,17 +96,18 @@ def pack_single(scale: float, n: int) -> tuple[bytes, Float[Tensor, " n"]]:
     return data, torch.full((n,), struct.unpack("<f", data)[0])
 
 
-def unpack(stream: Bitstream) -> Float[Tensor, " n"]:
+def unpack(container: Container) -> Float[Tensor, " n"]:
     """The column scales that a stream carries, in whichever form.
 
     Raises:
         BitstreamError: it carries none, or damaged ones.
     """
-    if Section.SCALES_LOG in stream.sections:
-        return _unpack_log(stream.section(Section.SCALES_LOG), stream.columns)
-    if Section.SCALES_F16 in stream.sections:
-        return _unpack_f16(stream.section(Section.SCALES_F16), stream.columns)
-    data = stream.section(Section.SCALE)
+    columns = container.head.columns
+    if Section.SCALES_LOG in container.sections:
+        return _unpack_log(container.section(Section.SCALES_LOG), columns)
+    if Section.SCALES_F16 in container.sections:
+        return _unpack_f16(container.section(Section.SCALES_F16), columns)
+    data = container.section(Section.SCALE)
     if len(data) != 4 or not np.isfinite(struct.unpack("<f", data)[0]):
         raise BitstreamError(f"the scale of the matrix is {bytes(data)!r}, wanted a finite float")
-    return torch.full((stream.columns,), struct.unpack("<f", data)[0])
+    return torch.full((columns,), struct.unpack("<f", data)[0])

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nwc.coding import rans
-from nwc.coding.bitstream import Bitstream, Section, TileDecoder, decode_tile
+from nwc.coding import tables
+from nwc.coding.bitstream import Bitstream
+from nwc.coding.container import Section
+from nwc.coding.tiling import TileDecoder, decode_tile
 
 if TYPE_CHECKING:
-    from nwc.coding.bitstream import DecodingTables
+    from nwc.coding.tiling import DecodingTables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +63,13 @@ _PURPOSE = {
 
 def budget(stream: Bitstream) -> BitBudget:
     """Bytes of one stream by purpose."""
-    parts = {"payload": 2 * stream.words}
-    for kind, data in stream.sections.items():
+    container = stream.container
+    parts = {"payload": 2 * stream.head.words}
+    for kind, data in container.sections.items():
         if kind in _PURPOSE:
             name = _PURPOSE[Section(kind)]
             parts[name] = parts.get(name, 0) + len(data)
-    return BitBudget(headers=len(stream.view) - sum(parts.values()), **parts)
+    return BitBudget(headers=len(container.view) - sum(parts.values()), **parts)
 
 
 def ideal_bits(stream: Bitstream, decoder: TileDecoder = decode_tile) -> float:
@@ -77,7 +80,7 @@ def ideal_bits(stream: Bitstream, decoder: TileDecoder = decode_tile) -> float:
     total = 0.0
     lengths = _length_rows(stream.tables)
     for tile in stream.tiles:
-        words = stream.payload_words(tile)
+        words = stream.words(tile)
         classes = stream.classes[tile.column : tile.column + tile.columns]
         symbols = decoder(words, tile.states, classes, tile.chunks, stream.tables)
         choice = stream.tables.choice[classes][:, None, :]
@@ -100,10 +103,9 @@ def empirical_bits(symbols: np.ndarray, classes: np.ndarray, share_channels: boo
     """
     total = 0.0
     for k in np.unique(classes):
-        members = symbols[classes == k].reshape(-1, rans.LANES)
-        for channel in [slice(None)] if share_channels else range(rans.LANES):
-            values = members[:, channel].ravel().astype(np.int64)
-            counts = np.bincount(values - values.min())
+        members = symbols[classes == k]
+        for values in [members] if share_channels else np.moveaxis(members, 2, 0):
+            counts = tables.count(values)[1]
             counts = counts[counts > 0]
             total += float((counts * (np.log2(counts.sum()) - np.log2(counts))).sum())
     return total

@@ -167,6 +167,59 @@ def cost(table: FrequencyTable, first: int, counts: NDArray[np.int64]) -> float:
     return float((counts * lengths)[counts > 0].sum())
 
 
+def count(values: NDArray[np.int16]) -> tuple[int, NDArray[np.int64]]:
+    """Smallest value, and how often it and every integer after it occur.
+
+    Example:
+        >>> count(np.array([2, 4, 2], dtype=np.int16))
+        (2, array([2, 0, 1]))
+    """
+    values = values.reshape(-1)
+    first = int(values.min())
+    counts = np.zeros(int(values.max()) - first + 1, dtype=np.int64)
+    for start in range(0, len(values), 2**20):  # bincount works on a copy in 64 bits
+        part = values[start : start + 2**20].astype(np.int64) - first
+        counts += np.bincount(part, minlength=len(counts))
+    return first, counts
+
+
+def choose_tables(
+    symbols: NDArray[np.int16],
+    classes: NDArray[np.uint8],
+    class_count: int,
+    share_channels: bool,
+    priors: list[list[FrequencyTable]] | None,
+) -> list[list[FrequencyTable]]:
+    """For each class, one table (or one a channel): counted or prior, whichever is smaller.
+
+    Args:
+        symbols: [columns, chunks, 16].
+        classes: class of each column.
+        class_count: number of classes.
+        share_channels: one table for all 16 channels of a class.
+        priors: for each class one table, or one a channel; None if there is no prior.
+    """
+    chosen = []
+    for k in range(class_count):
+        members = symbols[classes == k]
+        row = []
+        for channel in range(1 if share_channels else members.shape[2]):
+            values = members if share_channels else members[:, :, channel]
+            prior = None if priors is None else priors[k][channel if len(priors[k]) > 1 else 0]
+            row.append(_choose_table(values, prior))
+        chosen.append(row)
+    return chosen
+
+
+def _choose_table(values: NDArray[np.int16], prior: FrequencyTable | None) -> FrequencyTable:
+    if values.size == 0:
+        return prior or FrequencyTable(0, np.array([TOTAL]))
+    first, counts = count(values)
+    own = from_counts(first, counts)
+    own_bits = cost(own, first, counts) + 8 * len(to_bytes([own]))
+    return own if prior is None or own_bits < cost(prior, first, counts) else prior
+
+
 def to_bytes(tables: list[FrequencyTable]) -> bytes:
     """Tables as bytes: firsts, sizes, then the frequencies' differences in one Rice code.
 

@@ -11,14 +11,18 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from nwc.coding.tables import TableBank
-from nwc.compression.plan import Plan, PlannedTensor
+from nwc.compression.plan import Plan
 from nwc.compression.rate_control import RateController
 from nwc.compression.source import SourceCheckpoint
 from nwc.compression.stream import BlockStream, Group
 from nwc.methods.base import CompressedLayer, LayerMethod, LayerWeight
+from nwc.numerics.ldlq import DAMPING_LADDER
 
 TOLERANCE = 0.002
 """Relative deviation from the target below which the last group is not compressed again."""
+
+RETRIES = 4
+"""How often the last group is compressed again at most."""
 
 
 @dataclass
@@ -57,7 +61,7 @@ def compress_model(
         report: filled as the work goes on.
         on_batch: called as calibration advances.
     """
-    report = report or Report()
+    report = Report() if report is None else report
     if stream is None:
         groups = ([Group(tensors=[t], hessian=None)] for t in plan.tensors)
     else:
@@ -68,60 +72,49 @@ def compress_model(
             # Each group's Hessian is released before the next one is worked on.
             group = block.pop(0)
             left -= len(group.tensors)
-            yield from _compress_group(source, group, method, controller, bank, report, left == 0)
+            H = None if stream is None else _hessian(group, report)
+            layers = [
+                LayerWeight(
+                    name=t.key, W=source.matrix(t.key, t.transposed), transposed=t.transposed
+                )
+                for t in group.tensors
+            ]
+            results = _on_target(method, layers, H, controller, bank, last=left == 0)
+            for result in results:
+                if result.errors.damping > DAMPING_LADDER[0]:
+                    report.damping[result.name] = result.errors.damping
+            yield from results
 
 
-def _compress_group(
-    source: SourceCheckpoint,
-    group: Group,
-    method: LayerMethod,
-    controller: RateController,
-    bank: TableBank,
-    report: Report,
-    last: bool,
-) -> list[CompressedLayer]:
-    H = _hessian(group, report)
-    layers = [
-        LayerWeight(name=t.key, W=source.matrix(t.key, t.transposed), transposed=t.transposed)
-        for t in group.tensors
-    ]
-    results = _compress(method, layers, H, controller, bank)
-    # Nothing comes after the last group that could absorb its error: aim again.
-    for _ in range(4 if last else 0):
-        if abs(controller.deviation) <= TOLERANCE:
-            break
-        controller.retry([layer.name for layer in layers])
-        results = _compress(method, layers, H, controller, bank)
-    for result in results:
-        if result.errors.damping > 0.001:
-            report.damping[result.name] = result.errors.damping
-    return results
-
-
-def _compress(
+def _on_target(
     method: LayerMethod,
     layers: list[LayerWeight],
     H: Tensor | None,
     controller: RateController,
     bank: TableBank,
+    *,
+    last: bool,
 ) -> list[CompressedLayer]:
+    """Compress a group; the last one, after which nothing absorbs its error, until it fits."""
+    for _ in range(RETRIES if last else 0):
+        results = method.compress(layers, H, controller.log2_gain, bank)
+        controller.record({r.name: len(r.data) for r in results})
+        if abs(controller.deviation) <= TOLERANCE:
+            return results
+        controller.retry([layer.name for layer in layers])
     results = method.compress(layers, H, controller.log2_gain, bank)
-    # 75: the entry in the shard's header around the name.
-    controller.record({r.name: len(r.data) + 75 + len(r.name) for r in results})
+    controller.record({r.name: len(r.data) for r in results})
     return results
 
 
 def _hessian(group: Group, report: Report) -> Tensor | None:
-    names = _names(group.tensors)
+    names = ", ".join(t.key for t in group.tensors)
     if group.hessian is None:
         report.warnings.append(f"{names}: saw no calibration inputs; compressed without feedback")
         return None
     if group.hessian.non_finite:
         report.warnings.append(
-            f"{names}: {group.hessian.non_finite} calibration tokens with non-finite inputs left out"
+            f"{names}: left out {group.hessian.non_finite} calibration tokens with non-finite "
+            "inputs"
         )
     return group.hessian.mean()
-
-
-def _names(tensors: list[PlannedTensor]) -> str:
-    return ", ".join(t.key for t in tensors)

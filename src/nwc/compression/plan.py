@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
 from nwc.compression.source import SourceCheckpoint
@@ -139,7 +138,9 @@ def _plan_bare(
         if len(shape) == 2 and source.is_float(key) and math.prod(shape):
             tensors.append(PlannedTensor(key=key, m=shape[0], n=shape[1]))
         elif len(shape) in (2, 3):
-            skipped.append((key, f"{len(shape)}-D {source.dtypes[key]}, wanted a 2-D float matrix"))
+            skipped.append(
+                (key, f"{len(shape)}-D {source.dtypes[key]}, wanted a 2-D float matrix")
+            )
         else:
             kept[key] = "not a matrix"
     return tensors, skipped
@@ -148,7 +149,7 @@ def _plan_bare(
 def _plan_model(
     source: SourceCheckpoint, skeleton: Skeleton, kept: dict[str, str]
 ) -> tuple[list[PlannedTensor], list[tuple[str, str]]]:
-    from transformers.pytorch_utils import Conv1D  # noqa: PLC0415  (slow to import)
+    from transformers.pytorch_utils import Conv1D
 
     model = skeleton.model
     outside = _embeddings_and_head(model)
@@ -171,7 +172,9 @@ def _plan_model(
         elif not name.startswith(prefix):
             skipped.append((key, "outside the decoder blocks"))
         elif len(shape) == 3 or not source.is_float(key) or not math.prod(shape):
-            skipped.append((key, f"{len(shape)}-D {source.dtypes[key]}, wanted a 2-D float matrix"))
+            skipped.append(
+                (key, f"{len(shape)}-D {source.dtypes[key]}, wanted a 2-D float matrix")
+            )
         else:
             number, _, inner = owner.removeprefix(prefix).partition(".")
             linear = leaf == "weight" and isinstance(module, nn.Linear | Conv1D)
@@ -218,7 +221,7 @@ def _parameters_on_meta() -> Iterator[None]:
 
 def _skeleton(source: SourceCheckpoint) -> tuple[Skeleton | None, str]:
     """The model that config.json describes, or the reason why there is none."""
-    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415  (slow to import)
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
         config: Any = AutoConfig.from_pretrained(source.folder)

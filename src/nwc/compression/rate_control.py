@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nwc.coding.bitstream import PROFILES, Profile, tile_shape
+from nwc.coding.tiling import PROFILES, Profile, tile_shape
 from nwc.compression.plan import Plan, PlannedTensor
 from nwc.compression.source import SourceCheckpoint
 from nwc.errors import ConfigError
@@ -20,7 +20,6 @@ _SAMPLE_WEIGHTS = 2**16
 _MIN_LOG2_GAIN, _MAX_LOG2_GAIN = -4.0, 6.5
 _TILE_BYTES = 72
 _STREAM_BYTES = 130
-_SAFETENSORS_ENTRY_BYTES = 75
 _TABLE_BYTES = 40
 
 
@@ -78,9 +77,7 @@ class RateController:
             )
 
         def payload(gain: float) -> dict[str, float]:
-            return {
-                t.key: method.estimate(samples[t.key], gain, calibrated) for t in plan.tensors
-            }
+            return {t.key: method.estimate(samples[t.key], gain, calibrated) for t in plan.tensors}
 
         def mean(bits: dict[str, float]) -> float:
             return sum(bits[t.key] * t.parameters for t in plan.tensors) / plan.parameters
@@ -107,12 +104,12 @@ class RateController:
         self._estimates = dict(self._waiting)
 
     def record(self, sizes: dict[str, int]) -> None:
-        """Tell the controller the bytes of finished matrices; corrects `log2_gain` for the rest.
+        """Tell the controller the bytes of finished streams; corrects `log2_gain` for the rest.
 
         Recording a matrix again replaces what was said of it.
         """
         for key, size in sizes.items():
-            self._done[key] = (size, self.log2_gain)
+            self._done[key] = (size + _entry_bytes(key), self.log2_gain)
             self._waiting.pop(key, None)
         surprise = weights = 0.0
         for key, (size, gain) in self._done.items():
@@ -158,8 +155,13 @@ def _overhead_bytes(tensor: PlannedTensor, profile: Profile) -> float:
     chunks = chunk_count(tensor.m)
     tile_chunks, tile_columns = tile_shape(chunks, tensor.n, profile)
     tiles = -(-chunks // tile_chunks) * -(-tensor.n // tile_columns)
-    header = _STREAM_BYTES + _SAFETENSORS_ENTRY_BYTES + len(tensor.key)
+    header = _STREAM_BYTES + _entry_bytes(tensor.key)
     return tiles * _TILE_BYTES + header + _TABLE_BYTES + 0.35 * tensor.n
+
+
+def _entry_bytes(key: str) -> int:
+    """What a stream's entry in the header of its shard takes."""
+    return 75 + len(key)
 
 
 def _sample(source: SourceCheckpoint, tensor: PlannedTensor):  # noqa: ANN202

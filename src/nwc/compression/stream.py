@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nwc.calibration.hessian import HessianAccumulator
 from nwc.compression.plan import PlannedTensor, Skeleton
 from nwc.compression.source import SourceCheckpoint
-from nwc.errors import CalibrationError, FormatError
+from nwc.errors import FormatError
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -33,6 +33,10 @@ class Group:
 
     tensors: list[PlannedTensor]
     hessian: HessianAccumulator | None
+
+
+_Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and named arguments of a block, after its features."""
 
 
 class _FirstBlockReached(Exception):  # noqa: N818  (control flow, never seen outside)
@@ -82,7 +86,8 @@ class BlockStream:
             members = [t for t in tensors if t.block == number]
             recorder = _InputRecorder(block, members)
             for i, features in enumerate(hidden):
-                output = block(features, **arguments[number])
+                rest, named = arguments[number]
+                output = block(features, *rest, **named)
                 hidden[i] = output[0] if isinstance(output, tuple) else output
                 on_batch()
             groups = recorder.close()
@@ -94,7 +99,7 @@ class BlockStream:
         """Batches that go through every block."""
         return len(self._batches)
 
-    def _first_inputs(self) -> tuple[list[Tensor], list[dict[str, Any]]]:
+    def _first_inputs(self) -> tuple[list[Tensor], list[_Arguments]]:
         """What the first block receives for every batch, and every block's other arguments."""
         model, blocks = self.skeleton.model, self.skeleton.blocks
         outside = [m for name, m in model.named_modules() if not self._in_blocks(name)]
@@ -103,7 +108,7 @@ class BlockStream:
             if module is not head:
                 self._load(module, recurse=False)
         hidden: list[Tensor] = []
-        arguments: list[dict[str, Any]] = [{} for _ in blocks]
+        arguments: list[_Arguments] = [((), {}) for _ in blocks]
         handles = []
 
         for number, block in enumerate(blocks):
@@ -113,14 +118,10 @@ class BlockStream:
             ) -> None:
                 given = dict(kwargs)
                 features = args[0] if args else given.pop("hidden_states")
-                if len(args) > 1:
-                    raise CalibrationError(
-                        f"blocks of {type(model).__name__} take {len(args)} positional arguments, "
-                        "calibration knows how to replay one; use --data-free"
-                    )
                 if k == 0:
                     hidden.append(features)
-                arguments[k] = {n: v for n, v in given.items() if not n.startswith("past_key")}
+                given = {n: v for n, v in given.items() if not n.startswith("past_key")}
+                arguments[k] = (args[1:], given)
                 if len(hidden) > 1:
                     raise _FirstBlockReached
 

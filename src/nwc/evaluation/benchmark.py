@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from nwc.codec.compressed import CompressedTensor
 from nwc.coding import bitstream
 from nwc.coding.bitstream import Bitstream
-from nwc.coding.tables import TableBank
+from nwc.coding.tables import TableBank, choose_tables
+from nwc.coding.tiling import EncodingTables
 from nwc.errors import ConfigError
 from nwc.kernels import rans_numba
 from nwc.methods.base import LayerMethod, LayerWeight
@@ -50,9 +51,7 @@ def alternate(tasks: dict[str, Callable[[], object]], repeats: int) -> dict[str,
 
 
 def _ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> float:
-    return statistics.median(
-        a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)
-    )
+    return statistics.median(a / b for a, b in zip(seconds[slow], seconds[fast], strict=True))
 
 
 def bench_rans(bits: float = 4.0, symbols: int = 2**22, repeats: int = 7) -> dict[str, Any]:
@@ -79,7 +78,7 @@ def bench_rans(bits: float = 4.0, symbols: int = 2**22, repeats: int = 7) -> dic
     values = np.rint(rng.normal(size=symbols) * deviation).astype(np.int16)
     values = values.reshape(-1, 256, 16)
     classes = np.zeros(len(values), dtype=np.uint8)
-    tables = bitstream.choose_tables(values, classes, 1, True, None)
+    tables = choose_tables(values, classes, 1, True, None)
     table = tables[0][0]
     values = np.clip(values, table.first, table.last)
     data = bitstream.encode(
@@ -104,13 +103,13 @@ def bench_rans(bits: float = 4.0, symbols: int = 2**22, repeats: int = 7) -> dic
 
     if not np.array_equal(theirs_decode(), message):
         raise AssertionError("constriction did not give the symbols back")
-    encoding = bitstream.EncodingTables([table], np.zeros((1, 16), dtype=np.int64))
+    encoding = EncodingTables([table], np.zeros((1, 16), dtype=np.int64))
     parts = [np.ascontiguousarray(part) for part in np.array_split(values, len(stream.tiles))]
 
     def ours_decode() -> object:
         return [
             rans_numba.decode_tile(
-                stream.payload_words(t), t.states, classes[: t.columns], t.chunks, stream.tables
+                stream.words(t), t.states, classes[: t.columns], t.chunks, stream.tables
             )
             for t in stream.tiles
         ]
@@ -123,7 +122,7 @@ def bench_rans(bits: float = 4.0, symbols: int = 2**22, repeats: int = 7) -> dic
     return {
         "machine": machine(),
         "symbols": symbols,
-        "bits_per_symbol": 16 * stream.words / symbols,
+        "bits_per_symbol": 16 * stream.head.words / symbols,
         "constriction_bits_per_symbol": 32 * len(compressed) / symbols,
         "decode": _rates(decode, symbols),
         "encode": _rates(encode, symbols),

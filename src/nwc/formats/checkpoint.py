@@ -18,8 +18,9 @@ from nwc.coding.rate import BitBudget, budget
 from nwc.coding.tables import TableBank
 from nwc.errors import BitstreamError, ConfigError, FormatError
 from nwc.formats import layout
-from nwc.formats.codec_file import fill, fingerprint, load_codec, shipped_codecs
+from nwc.formats.codec_file import fill, fingerprint, load_codec
 from nwc.formats.shards import Shard
+from nwc.formats.shipped import shipped_codecs
 
 
 class Checkpoint:
@@ -41,11 +42,11 @@ class Checkpoint:
         self._places = {key: shard for shard in self.shards for key in shard.entries}
         self.facts = self._read_facts()
         self.codec = self._read_codec(None if codec is None else Path(codec))
+        # Reading a tensor tile by tile must not parse it for every tile.
+        self._last: tuple[str, CompressedTensor | None] = "", None
         self._bank = TableBank()
         if layout.BANK_KEY in self._places:
-            self._bank = TableBank.from_bytes(
-                self._places[layout.BANK_KEY].data(layout.BANK_KEY)
-            )
+            self._bank = TableBank.from_bytes(self._places[layout.BANK_KEY].data(layout.BANK_KEY))
         self._stored = {
             key.removesuffix(layout.STREAM_SUFFIX): key
             for key in self._places
@@ -136,10 +137,15 @@ class Checkpoint:
         if stored == key:
             kind = "kept as it was" if key in self._stored else "not in the checkpoint"
             raise FormatError(f"{key} is {kind}; the compressed tensors are compressed_keys()")
-        try:
-            return CompressedTensor(self._places[stored].data(stored), self.codec, self._bank)
-        except BitstreamError as error:
-            raise BitstreamError(f"{key}: {error}") from error
+        last, tensor = self._last
+        if last != key or tensor is None:
+            try:
+                data = self._places[stored].data(stored)
+                tensor = CompressedTensor(data, self.codec, self._bank)
+            except BitstreamError as error:
+                raise BitstreamError(f"{key}: {error}") from error
+            self._last = key, tensor
+        return tensor
 
     def kept(self, key: str) -> Tensor:
         """A tensor that was not compressed, in its own dtype.

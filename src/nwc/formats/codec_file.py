@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +42,29 @@ def load_codec(path: Path) -> WeightCodec:
     Raises:
         FormatError: the file is not a codec, or a newer one.
     """
+    codec = WeightCodec(load_config(path))
+    shard = Shard(path)
+    fill(codec, {key: shard.tensor(key) for key in shard.entries}, str(path))
+    return codec
+
+
+def load_config(path: Path) -> CodecConfig:
+    """Read what a codec is made of, and nothing else.
+
+    Raises:
+        FormatError: the file is not a codec, or a newer one.
+    """
     shard = Shard(path)
     if _METADATA not in shard.metadata:
-        raise FormatError(f"{path} is a safetensors file but not a codec; train one with nwc train")
+        raise FormatError(
+            f"{path} is a safetensors file but not a codec; train one with nwc train"
+        )
     metadata = layout.parse_object(shard.metadata[_METADATA], f"header of {path}")
     layout.check_version(metadata.get("version"), str(path))
     try:
-        codec = WeightCodec(CodecConfig.from_dict(metadata.get("config", {})))
+        return CodecConfig.from_dict(metadata.get("config", {}))
     except ConfigError as error:
         raise FormatError(f"{path}: {error}") from error
-    fill(codec, {key: shard.tensor(key) for key in shard.entries}, str(path))
-    return codec
 
 
 def fill(module: torch.nn.Module, tensors: dict[str, Tensor], where: str) -> None:
@@ -87,9 +98,3 @@ def synthesis_tensors(codec: WeightCodec) -> dict[str, Tensor]:
     if codec.g_s is None:
         return {}
     return {key: value.half().cpu() for key, value in codec.g_s.state_dict().items()}
-
-
-def shipped_codecs() -> dict[str, Path]:
-    """Name -> file of the codecs that come with the package."""
-    folder = Path(str(resources.files("nwc"))) / "codecs"
-    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}

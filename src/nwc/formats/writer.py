@@ -42,15 +42,12 @@ class FolderWriter:
     def __init__(
         self, output: Path, source: Path, *, overwrite: bool = False, shard_bytes: int = 4 * 10**9
     ) -> None:
-        if output.exists() and not overwrite:
-            raise FormatError(f"{output} exists; choose another --output or add --overwrite")
-        if output.exists() and output.resolve() == source.resolve():
-            raise FormatError(f"{output} is the model itself; choose another --output")
+        check_output(output, source, overwrite=overwrite)
         self.output = output
         self.source = source
         self.shard_bytes = shard_bytes
-        self._shards: list[ShardWriter] = []
-        self._closed: list[list[str]] = []
+        self._shard: ShardWriter | None = None
+        self._closed: list[ShardWriter] = []
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
             self._scratch = Path(
@@ -58,7 +55,6 @@ class FolderWriter:
             )
         except OSError as error:
             raise FormatError(f"cannot write beside {output}: {error}") from error
-        self._shard = self._new_shard()
 
     def __enter__(self) -> Self:
         return self
@@ -76,20 +72,21 @@ class FolderWriter:
                 "--output on another disk"
             ) from error
 
-    def _new_shard(self) -> ShardWriter:
-        return ShardWriter(self._scratch / f"shard-{len(self._closed):05d}.safetensors")
-
     def add(self, key: str, tensor: Tensor | bytes) -> None:
         """Append a tensor, or bytes."""
         size = len(tensor) if isinstance(tensor, bytes) else tensor.numel() * tensor.itemsize
-        if self._shard.size and self._shard.size + size > self.shard_bytes:
+        if self._shard is not None and self._shard.size + size > self.shard_bytes:
             self._close_shard({})
+        if self._shard is None:
+            name = f"shard-{len(self._closed):05d}.safetensors"
+            self._shard = ShardWriter(self._scratch / name)
         self._shard.add(key, tensor)
 
     def _close_shard(self, metadata: dict[str, str]) -> None:
+        assert self._shard is not None
         self._shard.close(metadata)
-        self._closed.append(self._shard.keys)
-        self._shard = self._new_shard()
+        self._closed.append(self._shard)
+        self._shard = None
 
     def finish(self, config: dict[str, Any] | None, metadata: dict[str, str]) -> None:
         """Write the last shard, index, config and small files, and put the folder in place.
@@ -98,39 +95,70 @@ class FolderWriter:
             config: content of config.json; None leaves it out.
             metadata: `__metadata__` of the last shard.
         """
-        total = sum(p.stat().st_size for p in self._scratch.iterdir())
         self._close_shard(metadata)
-        self._shard._scratch.close()
-        self._shard._scratch_path.unlink()
-        count = len(self._closed)
-        names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-        if count == 1:
-            names = [layout.SINGLE_FILE]
-        for i, name in enumerate(names):
-            (self._scratch / f"shard-{i:05d}.safetensors").rename(self._scratch / name)
-        if count > 1:
-            index = {
-                "metadata": {"total_size": total},
-                "weight_map": {
-                    key: name for name, keys in zip(names, self._closed, strict=True) for key in keys
-                },
-            }
-            (self._scratch / layout.INDEX_FILE).write_text(json.dumps(index, indent=0))
+        self._name_shards()
         for path in sorted(self.source.iterdir()):
-            special = path.name in ("config.json", layout.INDEX_FILE)
-            if path.is_file() and path.suffix not in _WEIGHT_SUFFIXES and not special:
-                if not path.name.startswith("."):
-                    shutil.copyfile(path, self._scratch / path.name)
+            if _is_small_file(path):
+                shutil.copyfile(path, self._scratch / path.name)
         if config is not None:
             (self._scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         self._scratch.chmod(0o755)
-        if self.output.exists():
-            retired = Path(tempfile.mkdtemp(prefix=f".{self.output.name}.old-", dir=self.output.parent))
-            self.output.rename(retired / "old")
+        if not self.output.exists():
             self._scratch.rename(self.output)
-            shutil.rmtree(retired)
-        else:
-            self._scratch.rename(self.output)
+            return
+        retired = Path(
+            tempfile.mkdtemp(prefix=f".{self.output.name}.old-", dir=self.output.parent)
+        )
+        self.output.rename(retired / "old")
+        self._scratch.rename(self.output)
+        shutil.rmtree(retired)
+
+    def _name_shards(self) -> None:
+        count = len(self._closed)
+        if count == 1:
+            self._closed[0].path.rename(self._scratch / layout.SINGLE_FILE)
+            return
+        weight_map = {}
+        for i, shard in enumerate(self._closed):
+            name = f"model-{i + 1:05d}-of-{count:05d}.safetensors"
+            shard.path.rename(self._scratch / name)
+            weight_map |= dict.fromkeys(shard.keys, name)
+        total = sum(shard.size for shard in self._closed)
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (self._scratch / layout.INDEX_FILE).write_text(json.dumps(index, indent=0) + "\n")
+
+
+def check_output(output: Path, source: Path, *, overwrite: bool) -> None:
+    """Whether a folder may be made, or replaced, without losing anything but a checkpoint.
+
+    Raises:
+        FormatError: it may not.
+    """
+    if not output.exists():
+        return
+    if not overwrite:
+        raise FormatError(f"{output} exists; choose another --output or add --overwrite")
+    if source.resolve().is_relative_to(output.resolve()):
+        raise FormatError(f"{output} holds the model itself; choose another --output")
+    inside = list(output.iterdir()) if output.is_dir() else [output]
+    checkpoint = any(p.suffix == ".safetensors" for p in inside) and all(
+        p.is_file() for p in inside
+    )
+    if inside and not (output.is_dir() and checkpoint):
+        raise FormatError(
+            f"{output} exists and is not a folder of safetensors only, so --overwrite leaves it "
+            "alone; remove it yourself, or choose another --output"
+        )
+
+
+def _is_small_file(path: Path) -> bool:
+    """Whether a file of the source belongs beside the weights: tokenizer, licence, card ..."""
+    if not path.is_file() or path.name.startswith("."):
+        return False
+    return path.suffix not in _WEIGHT_SUFFIXES and path.name not in (
+        "config.json",
+        layout.INDEX_FILE,
+    )
 
 
 class CheckpointWriter(FolderWriter):

@@ -80,13 +80,13 @@ def model_from_weights(
     Raises:
         FormatError: the weights do not fill the model.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415  (slow to import)
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     kind = config.get("model_type")
     if kind is None:
         raise FormatError("config.json names no model_type, so no model; use load_state_dict")
     settings = AutoConfig.for_model(kind, **{k: v for k, v in config.items() if k != "model_type"})
-    kinds = AutoModelForCausalLM._model_mapping  # noqa: SLF001  (the only way to the class)
+    kinds = AutoModelForCausalLM._model_mapping
     if type(settings) not in kinds:
         raise FormatError(f"{kind} is not a causal language model; use load_state_dict")
     model, info = kinds[type(settings)].from_pretrained(

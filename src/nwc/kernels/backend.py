@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from nwc.coding import bitstream
+from nwc.coding import tiling
 from nwc.errors import ConfigError
 from nwc.kernels import rans_numba
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 _DECODERS: dict[str, Callable[..., NDArray[np.int16]]] = {
     "numba": rans_numba.decode_tile,
-    "numpy": bitstream.decode_tile,
+    "numpy": tiling.decode_tile,
 }
 _ENCODERS: dict[str, Callable[..., tuple[NDArray[np.uint16], NDArray[np.uint32]]]] = {
     "numba": rans_numba.encode_tile,
-    "numpy": bitstream.encode_tile,
+    "numpy": tiling.encode_tile,
 }
 
 
@@ -44,14 +44,14 @@ def decode_tile(
     states: NDArray[np.uint32],
     classes: NDArray[np.uint8],
     chunks: int,
-    tables: bitstream.DecodingTables,
+    tables: tiling.DecodingTables,
 ) -> NDArray[np.int16]:
-    """`bitstream.TileDecoder` of the chosen backend."""
+    """`tiling.TileDecoder` of the chosen backend."""
     return _DECODERS[backend()](words, states, classes, chunks, tables)
 
 
 def encode_tile(
-    symbols: NDArray[np.int16], classes: NDArray[np.uint8], tables: bitstream.EncodingTables
+    symbols: NDArray[np.int16], classes: NDArray[np.uint8], tables: tiling.EncodingTables
 ) -> tuple[NDArray[np.uint16], NDArray[np.uint32]]:
-    """`bitstream.TileEncoder` of the chosen backend."""
+    """`tiling.TileEncoder` of the chosen backend."""
     return _ENCODERS[backend()](symbols, classes, tables)

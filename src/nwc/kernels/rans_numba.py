@@ -13,8 +13,8 @@ import numpy as np
 from numba import njit
 
 from nwc.coding import rans
-from nwc.coding.bitstream import DecodingTables, EncodingTables
 from nwc.coding.tables import MAX_SYMBOLS, TOTAL
+from nwc.coding.tiling import DecodingTables, EncodingTables
 from nwc.errors import BitstreamError
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def decode_tile(
     chunks: int,
     tables: DecodingTables,
 ) -> NDArray[np.int16]:
-    """`coding.bitstream.TileDecoder` equal to the plain one symbol for symbol.
+    """`coding.tiling.TileDecoder` equal to the plain one symbol for symbol.
 
     Raises:
         BitstreamError: too few or too many words, or a lane that does not end at 2^16.
@@ -111,7 +111,7 @@ def decode_tile(
 def encode_tile(
     symbols: NDArray[np.int16], classes: NDArray[np.uint8], tables: EncodingTables
 ) -> tuple[NDArray[np.uint16], NDArray[np.uint32]]:
-    """`coding.bitstream.TileEncoder` equal to the plain one word for word."""
+    """`coding.tiling.TileEncoder` equal to the plain one word for word."""
     shape = (len(tables.tables), MAX_SYMBOLS)
     frequencies, starts = np.ones(shape, dtype=np.uint64), np.zeros(shape, dtype=np.uint64)
     for i, table in enumerate(tables.tables):

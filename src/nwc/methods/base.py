@@ -72,8 +72,5 @@ class LayerMethod(ABC):
         """
 
     @abstractmethod
-    def estimate(
-        self, W: Float[Tensor, "m n"], log2_gain: float, calibrated: bool
-    ) -> float:
+    def estimate(self, W: Float[Tensor, "m n"], log2_gain: float, calibrated: bool) -> float:
         """Bits per weight that a sample of rows of a matrix would take, tables and lanes aside."""
-

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from nwc.codec.config import IDENTITY
 from nwc.codec.model import WeightCodec
-from nwc.coding.bitstream import PROFILES, Profile
+from nwc.coding.tiling import PROFILES, Profile
 from nwc.methods.transform_coding import TransformCoding
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nwc.codec.model import WeightCodec
-from nwc.coding.bitstream import PROFILES, Profile
+from nwc.coding.tiling import PROFILES, Profile
 from nwc.methods.transform_coding import TransformCoding
 
 

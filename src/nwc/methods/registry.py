@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nwc.codec.model import WeightCodec
-from nwc.coding.bitstream import Profile
+from nwc.coding.tiling import Profile
 from nwc.errors import ConfigError
 from nwc.methods.base import LayerMethod
 from nwc.methods.ecsq import Ecsq

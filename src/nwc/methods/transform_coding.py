@@ -20,9 +20,10 @@ from nwc.codec import scales as scale_codes
 from nwc.codec.compressed import MeasuredErrors
 from nwc.codec.model import WeightCodec
 from nwc.coding import bitstream
-from nwc.coding.bitstream import PROFILES, Profile, Section
+from nwc.coding.container import Section
 from nwc.coding.rate import empirical_bits
-from nwc.coding.tables import FrequencyTable, TableBank, from_probabilities
+from nwc.coding.tables import FrequencyTable, TableBank, choose_tables, from_probabilities
+from nwc.coding.tiling import PROFILES, Profile
 from nwc.errors import CalibrationError
 from nwc.kernels.backend import encode_tile
 from nwc.methods.base import CompressedLayer, LayerMethod, LayerWeight
@@ -98,9 +99,7 @@ class TransformCoding(LayerMethod):
             results.append(CompressedLayer(name=layer.name, data=data, errors=errors))
         return results
 
-    def estimate(
-        self, W: Float[Tensor, "m n"], log2_gain: float, calibrated: bool
-    ) -> float:
+    def estimate(self, W: Float[Tensor, "m n"], log2_gain: float, calibrated: bool) -> float:
         """See `LayerMethod.estimate`."""
         n = W.shape[1]
         # Which columns will be important is not known yet; how many is.
@@ -203,7 +202,7 @@ class TransformCoding(LayerMethod):
         share = self.codec.config.channels_share_tables
         found = [self._prior(k, log2_gain) for k in range(count)]
         priors = None if found[0] is None else [p for p in found if p is not None]
-        tables = bitstream.choose_tables(symbols, levels, count, share, priors)
+        tables = choose_tables(symbols, levels, count, share, priors)
         from_bank = frozenset(t.key for p in priors or [] for t in p)
         kind = {
             "tensor": Section.SCALE,

@@ -21,7 +21,9 @@ GAINS = (-0.5, 0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 4.75)
 
 
 @torch.no_grad()
-def rate_distortion(codec: WeightCodec, chunks: Float[Tensor, "chunks 16"]) -> list[dict[str, Any]]:
+def rate_distortion(
+    codec: WeightCodec, chunks: Float[Tensor, "chunks 16"]
+) -> list[dict[str, Any]]:
     """Bits and error of rounded latents, beside uniform scalar quantisation at equal error.
 
     Bits are entropies under tables counted on the chunks themselves, for both sides.

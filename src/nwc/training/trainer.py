@@ -186,7 +186,9 @@ class Trainer:
                 metadata = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
-            raise FormatError(f"{self.checkpoint} is not a training checkpoint: {error}") from error
+            raise FormatError(
+                f"{self.checkpoint} is not a training checkpoint: {error}"
+            ) from error
         if metadata.get("run") != self._fingerprint():
             raise FormatError(
                 f"{self.checkpoint} was written with {metadata.get('run')}, this run has "
