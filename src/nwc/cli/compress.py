@@ -6,13 +6,21 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-import torch
-import tyro
+from typing import Literal
 
 import nwc
 from nwc.calibration.corpus import token_windows
+from nwc.cli.arguments import (
+    DTYPES,
+    Calibration,
+    CodecFile,
+    Compressed,
+    Folder,
+    Model,
+    Patterns,
+    Tokens,
+    usable_device,
+)
 from nwc.cli.console import Command, err, out, print_json, progress, quiet_transformers
 from nwc.codec.model import WeightCodec
 from nwc.coding.tables import TableBank
@@ -27,10 +35,9 @@ from nwc.formats.checkpoint import Checkpoint
 from nwc.formats.codec_file import load_codec
 from nwc.formats.shipped import shipped_codec
 from nwc.formats.writer import CheckpointWriter, FolderWriter
+from nwc.integrations.tokenizer import tokenizer_of
 from nwc.methods.base import LayerMethod
 from nwc.methods.registry import METHODS
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 MIN_BITS, MAX_BITS = 2.0, 7.0
 _SHARED_HEADER_BYTES = 550
@@ -43,9 +50,9 @@ class Compress(Command):
     Example: nwc compress MODEL --output OUT --bits 4.5 --calibration text.txt
     """
 
-    model: tyro.conf.Positional[str]
+    model: Model
     """Folder of safetensors, or a hub name."""
-    output: Path
+    output: Folder
     """Folder to make."""
     bits: float = 4.5
     """Bits per parameter over the compressed tensors, every overhead counted; 2 to 7."""
@@ -53,19 +60,19 @@ class Compress(Command):
     """nwc: the learned codec; ecsq: entropy-coded uniform scalar quantisation."""
     preset: Literal["default", "paper"] = "default"
     """Codec of method nwc: one small codec for every rate, or the paper's six networks."""
-    calibration: str | None = None
+    calibration: Calibration = None
     """Text file, .jsonl file with "text" fields, or data set NAME[:CONFIG[:SPLIT]]."""
     data_free: bool = False
     """Compress without calibration text."""
     calibration_tokens: int = 131_072
     """Tokens to calibrate with, at most."""
-    context: int | None = None
+    context: Tokens = None
     """Tokens in a calibration window; default: the model's, at most 2048."""
-    keep: tuple[str, ...] = ()
-    """Patterns (* and ?) of tensors to leave as they are."""
+    keep: Patterns = ()
+    """Pattern (* and ?) of tensors to leave as they are; may be given several times."""
     profile: Literal["balanced", "archive", "latency"] = "balanced"
     """Weights in an independently decodable tile: 32 K, 256 K or 16 K."""
-    codec: Path | None = None
+    codec: CodecFile = None
     """Codec file to use instead of a shipped one."""
     codec_by_reference: bool = False
     """Leave the synthesis transform out of the files; readers need the same codec."""
@@ -156,15 +163,7 @@ class Compress(Command):
 
     def _method(self) -> tuple[LayerMethod, str | None]:
         """The method, and the name of its codec if the file shall only refer to it."""
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            torch.zeros(1, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError(
-                f"--device {device} cannot be used ({str(error).splitlines()[0]}); use cpu"
-            ) from error
+        device = usable_device(self.device)
         profile = PROFILES[self.profile]
         if self.method == "ecsq":
             if self.codec or self.codec_by_reference:
@@ -215,20 +214,6 @@ class Compress(Command):
         )
 
 
-def tokenizer_of(folder: Path):  # noqa: ANN201  (a closure over an untyped library)
-    """The model's tokenizer as a function from text to ids."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # raised by several libraries
-        raise ConfigError(
-            f"{folder} has no tokenizer that loads ({str(error).splitlines()[0]}); add its "
-            "tokenizer files"
-        ) from error
-    return lambda text: tokenizer(text).input_ids
-
-
 @dataclass(frozen=True, kw_only=True)
 class Decompress(Command):
     """Turn a compressed folder back into an ordinary checkpoint.
@@ -236,13 +221,13 @@ class Decompress(Command):
     Example: nwc decompress OUT --output MODEL-restored
     """
 
-    model: Annotated[Path, tyro.conf.Positional]
+    model: Compressed
     """Compressed folder."""
-    output: Path
+    output: Folder
     """Folder to make."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Of all floating-point tensors."""
-    codec: Path | None = None
+    codec: CodecFile = None
     """Codec file, for a folder that only refers to one that is not shipped."""
     overwrite: bool = False
     """Replace an existing output."""

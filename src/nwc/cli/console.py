@@ -44,7 +44,7 @@ class Command:
 
 def print_json(value: Any) -> None:  # noqa: ANN401
     """Print JSON to standard output; NaN, which JSON lacks, becomes null."""
-    print(json.dumps(_finite(value), indent=1))
+    sys.stdout.write(json.dumps(_finite(value), indent=1) + "\n")
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401
@@ -58,8 +58,8 @@ def _finite(value: Any) -> Any:  # noqa: ANN401
 
 
 @contextmanager
-def progress(title: str, total: int | None, quiet: bool = False) -> Iterator[Callable[..., None]]:
-    """A progress bar on standard error; gives advance(amount, note)."""
+def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
+    """A progress bar on a terminal's standard error; gives advance(amount, note)."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -68,7 +68,7 @@ def progress(title: str, total: int | None, quiet: bool = False) -> Iterator[Cal
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=err, transient=True, disable=quiet) as bar:
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task(title, total=total, note="")
 
         def advance(amount: float = 1, note: str | None = None) -> None:

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-import torch
-import tyro
+from typing import TYPE_CHECKING, Literal
 
 from nwc.calibration.corpus import token_windows
-from nwc.cli.compress import DTYPES, tokenizer_of
+from nwc.cli.arguments import DTYPES, CodecFile, Model, ReferenceModel, Text, usable_device
 from nwc.cli.console import Command, err, out, print_json, progress, quiet_transformers
 from nwc.compression.source import find_model
 from nwc.errors import ConfigError, FormatError
 from nwc.evaluation.perplexity import evaluate
+from nwc.formats.checkpoint import is_compressed
 from nwc.integrations.loading import load_model
+from nwc.integrations.tokenizer import tokenizer_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_UNITS = {
+    "tokens": "predicted",
+    "kl_divergence": "nats per token",
+    "top1_agreement": "of tokens",
+    "context": "tokens",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +35,11 @@ class Eval(Command):
     Example: nwc eval OUT --text heldout.txt --reference MODEL
     """
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Model
     """Compressed folder, ordinary model folder, or a hub name."""
-    text: str
+    text: Text
     """Text file, .jsonl file with "text" fields, or data set NAME[:CONFIG[:SPLIT]]."""
-    reference: str | None = None
+    reference: ReferenceModel = None
     """The original model: adds its perplexity, KL divergence and top-1 agreement."""
     context: int = 2048
     """Tokens in a window; windows do not overlap. The model's own limit, if that is less."""
@@ -41,7 +49,7 @@ class Eval(Command):
     """Of weights and arithmetic. 16 bits add noise of their own to small divergences."""
     device: str = "auto"
     """Where to run: cpu, cuda, or auto."""
-    codec: Path | None = None
+    codec: CodecFile = None
     """Codec file, for a folder that only refers to one that is not shipped."""
     json: bool = False
     """Print JSON."""
@@ -73,13 +81,12 @@ class Eval(Command):
         else:
             for name, value in found.items():
                 shown = f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
-                out.print(f"{name.replace('_', ' '):22} {shown}", markup=False)
+                unit = _UNITS.get(name, "")
+                out.print(f"{name.replace('_', ' '):22} {shown} {unit}".rstrip(), markup=False)
         return 0
 
-    def _load(self, folder: Path):  # noqa: ANN202  (a transformers model)
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+    def _load(self, folder: Path) -> PreTrainedModel:
+        device = usable_device(self.device)
         dtype = DTYPES[self.dtype]
         if is_compressed(folder):
             return load_model(folder, dtype, device, self.codec)
@@ -92,15 +99,3 @@ class Eval(Command):
                 f"{folder} is not a causal language model: {str(error).splitlines()[0]}"
             ) from error
         return model.to(device).eval()
-
-
-def is_compressed(folder: Path) -> bool:
-    """Whether config.json says that nwc made the folder."""
-    config = folder / "config.json"
-    if not config.exists():
-        return False
-    try:
-        about = json.loads(config.read_text()).get("quantization_config") or {}
-    except ValueError as error:
-        raise FormatError(f"{config} is not JSON: {error}") from error
-    return about.get("quant_method") == "nwc"

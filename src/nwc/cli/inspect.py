@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
 from rich.table import Table
 
+from nwc.cli.arguments import CodecFile, Compressed
 from nwc.cli.console import Command, err, out, print_json, progress
 from nwc.coding.rate import BitBudget, ideal_bits
 from nwc.errors import NWCError
@@ -42,7 +41,7 @@ def inspection(checkpoint: Checkpoint) -> dict[str, Any]:
                 "bytes": size.total,
             }
         )
-    kept = sum(checkpoint.kept(k).numel() for k in checkpoint.keys() if k not in _names(rows))
+    kept = sum(checkpoint.kept(key).numel() for key in checkpoint.kept_keys())
     return {
         "version": checkpoint.facts["version"],
         "method": checkpoint.facts.get("method"),
@@ -60,10 +59,6 @@ def inspection(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _names(rows: list[dict[str, Any]]) -> set[str]:
-    return {row["name"] for row in rows}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Inspect(Command):
     """Show where the bits of a compressed folder go; decodes nothing.
@@ -71,9 +66,9 @@ class Inspect(Command):
     Example: nwc inspect OUT
     """
 
-    model: Annotated[Path, tyro.conf.Positional]
+    model: Compressed
     """Compressed folder."""
-    codec: Path | None = None
+    codec: CodecFile = None
     """Codec file, for a folder that only refers to one that is not shipped."""
     json: bool = False
     """Print JSON."""
@@ -121,9 +116,9 @@ class Verify(Command):
     Example: nwc verify OUT
     """
 
-    model: Annotated[Path, tyro.conf.Positional]
+    model: Compressed
     """Compressed folder."""
-    codec: Path | None = None
+    codec: CodecFile = None
     """Codec file, for a folder that only refers to one that is not shipped."""
     json: bool = False
     """Print JSON."""

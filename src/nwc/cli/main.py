@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+import nwc
 from nwc.cli.bench import Bench
 from nwc.cli.compress import Compress, Decompress
 from nwc.cli.console import run
@@ -34,11 +35,19 @@ _STYLE = (
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command `nwc`."""
-    verb = tyro.cli(
-        Verb,  # type: ignore[arg-type]
-        prog="nwc",
-        description="Neural Weight Compression: small, verified, fast-loading model weights.",
-        args=arguments,
-        config=_STYLE,
-    )
+    given = sys.argv[1:] if arguments is None else arguments
+    if given == ["--version"]:
+        sys.stdout.write(f"nwc {nwc.__version__}\n")
+        return
+    try:
+        verb = tyro.cli(
+            Verb,
+            prog="nwc",
+            description="Neural Weight Compression: small, verified, fast-loading model weights.",
+            args=given,
+            config=_STYLE,
+        )
+    except BrokenPipeError:  # of `nwc compress --help | head`
+        sys.stderr.close()
+        sys.exit(0)
     sys.exit(run(verb))

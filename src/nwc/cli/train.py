@@ -6,11 +6,13 @@ import dataclasses
 import fnmatch
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+import tyro
 
 import nwc
+from nwc.cli.arguments import CodecOutput, Patterns
 from nwc.cli.console import Command, err, out, print_json, progress, quiet_transformers
 from nwc.codec.config import DEFAULT, PAPER_LAMBDAS, CodecConfig, paper
 from nwc.compression.plan import make_plan
@@ -29,18 +31,18 @@ class Train(Command):
     Example: nwc train --weights MODEL1 MODEL2 --output codec.safetensors
     """
 
-    weights: tuple[str, ...]
+    weights: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODEL")]
     """Folders of safetensors, or hub names."""
-    output: Path
+    output: CodecOutput
     """Codec file to write; its card goes beside it as .json, its log as .jsonl."""
     preset: Literal["default", "paper"] = "default"
     """Shape of the codec."""
     lam: int = 1000
     """lambda of preset paper: 30, 50, 100, 300, 1000 or 10000; more is finer."""
-    hold_out: tuple[str, ...] = ()
-    """Patterns of tensors to measure on and not to train on; default: every tenth."""
-    keep: tuple[str, ...] = ()
-    """Patterns of tensors to leave out."""
+    hold_out: Patterns = ()
+    """Pattern of tensors to measure on and not to train on; default: every tenth."""
+    keep: Patterns = ()
+    """Pattern of tensors to leave out."""
     steps: int = 20_000
     """Optimiser steps."""
     batch_chunks: int = 4096
@@ -128,7 +130,8 @@ class Train(Command):
         return paper(self.lam)
 
     def _data(self) -> ChunkSet:
-        train, held_out = [], []
+        train: list[torch.Tensor] = []
+        held_out: list[torch.Tensor] = []
         for name in self.weights:
             source = SourceCheckpoint(find_model(name))
             patterns = tuple(p for p in self.keep if fnmatch.filter(source.shapes, p))

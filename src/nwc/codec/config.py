@@ -30,7 +30,8 @@ class CodecConfig:
 
     Args:
         kind: `compander` (a learned correction of every weight by itself around a scalar
-            quantiser, one codec for every rate), `skip` (the same for a chunk jointly), `residual` (the paper's networks, one codec per lambda) or `identity` (no transform).
+            quantiser, one codec for every rate), `skip` (the same for a chunk jointly),
+            `residual` (the paper's networks, one codec per lambda) or `identity` (no transform).
         width: hidden units of both transforms.
         blocks: residual blocks in each transform (kind `residual` only).
         importance: lambda_I of every importance level, lowest first (paper Eq. 5).

@@ -12,6 +12,7 @@ of `coding.tables` rounds to something.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,7 +41,7 @@ class EntropyBottleneck(nn.Module):
         self.matrices = nn.ParameterList()
         self.biases = nn.ParameterList()
         self.factors = nn.ParameterList()
-        for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+        for inputs, outputs in itertools.pairwise(sizes):
             start = torch.log(torch.expm1(torch.tensor(1 / growth / outputs)))
             self.matrices.append(nn.Parameter(start.expand(channels, outputs, inputs).clone()))
             self.biases.append(nn.Parameter(torch.rand(channels, outputs, 1) - 0.5))

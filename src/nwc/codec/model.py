@@ -29,8 +29,9 @@ class WeightCodec(nn.Module):
     .. math:: \hat z = \lfloor g_a(x, level, gain) \rceil, \quad \hat x = g_s(\hat z, level, gain)
 
     The kinds `compander` and `skip` are z = g x + f_a(x, log2 g) and (z + f_s(z / g, log2 g)) / g:
-    a correction in units of the step 1 / g; `residual` is the paper's pair of networks, fed with chunks rescaled by
-    2^(gain - nominal) to reach the rates between two lambdas; `identity` has no parameters.
+    corrections in units of the step 1 / g. `residual` is the paper's pair of networks, fed with
+    chunks rescaled by 2^(gain - nominal) to reach the rates between two lambdas. `identity` has
+    no parameters.
     Everywhere log2 gain means the same: at high rates the error is 2^(-2 gain) / 12.
 
     Args:
@@ -118,7 +119,9 @@ class WeightCodec(nn.Module):
             log2_gain: gain of every chunk; read by the other kinds.
             noise: samples from [-1/2, 1/2).
         """
-        assert self.density is not None and self.g_a is not None and self.g_s is not None
+        assert self.density is not None
+        assert self.g_a is not None
+        assert self.g_s is not None
         if self.config.kind == "residual":
             z = self.g_a(chunks, level) + noise
             restored = self.g_s(z, level)

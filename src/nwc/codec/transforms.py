@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ResidualTransform(nn.Module):
-    r"""The paper's network: linear in, residual blocks scaled by the level's embedding, linear out.
+    r"""The paper's network: residual blocks, each scaled by the level's embedding.
 
     .. math:: h \leftarrow e_{level} \odot (h + \mathrm{LeakyReLU}(A h + b))
 

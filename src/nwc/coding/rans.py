@@ -97,7 +97,7 @@ def decode(
 
 
 def check_end(states: NDArray[np.uint32], position: int, words: int) -> None:
-    """Raise BitstreamError unless every word was read and every lane ended where encoding began."""
+    """Raise BitstreamError unless all words were read and all lanes ended where encoding began."""
     if position != words:
         raise BitstreamError(f"tile ends after word {position}, its index says {words}")
     if (states != LOWER).any():

@@ -33,13 +33,13 @@ TileDecoder = Callable[
     ["NDArray[np.uint16]", "NDArray[np.uint32]", "NDArray[np.uint8]", int, "DecodingTables"],
     "NDArray[np.int16]",
 ]
-"""(words, states [16], classes of the columns, chunks, tables) -> symbols [columns, chunks, 16]."""
+"""(words, states [16], column classes, chunks, tables) -> symbols [columns, chunks, 16]."""
 
 TileEncoder = Callable[
     ["NDArray[np.int16]", "NDArray[np.uint8]", "EncodingTables"],
     "tuple[NDArray[np.uint16], NDArray[np.uint32]]",
 ]
-"""(symbols [columns, chunks, 16], classes of the columns, tables) -> words, states [16]."""
+"""(symbols [columns, chunks, 16], column classes, tables) -> words, states [16]."""
 
 
 @dataclass(frozen=True)

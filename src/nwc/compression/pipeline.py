@@ -62,6 +62,7 @@ def compress_model(
         on_batch: called as calibration advances.
     """
     report = Report() if report is None else report
+    groups: Iterator[list[Group]]
     if stream is None:
         groups = ([Group(tensors=[t], hessian=None)] for t in plan.tensors)
     else:

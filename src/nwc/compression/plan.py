@@ -8,7 +8,6 @@ skipped, which is an error unless `--keep` names it.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -135,14 +134,12 @@ def _plan_bare(
     for key, shape in source.shapes.items():
         if key in kept:
             continue
-        if len(shape) == 2 and source.is_float(key) and math.prod(shape):
-            tensors.append(PlannedTensor(key=key, m=shape[0], n=shape[1]))
-        elif len(shape) in (2, 3):
-            skipped.append(
-                (key, f"{len(shape)}-D {source.dtypes[key]}, wanted a 2-D float matrix")
-            )
-        else:
+        if len(shape) not in (2, 3):
             kept[key] = "not a matrix"
+        elif why := _unfit(source, key):
+            skipped.append((key, why))
+        else:
+            tensors.append(PlannedTensor(key=key, m=shape[0], n=shape[1]))
     return tensors, skipped
 
 
@@ -171,10 +168,8 @@ def _plan_model(
             skipped.append((key, "the model has no such parameter"))
         elif not name.startswith(prefix):
             skipped.append((key, "outside the decoder blocks"))
-        elif len(shape) == 3 or not source.is_float(key) or not math.prod(shape):
-            skipped.append(
-                (key, f"{len(shape)}-D {source.dtypes[key]}, wanted a 2-D float matrix")
-            )
+        elif why := _unfit(source, key):
+            skipped.append((key, why))
         else:
             number, _, inner = owner.removeprefix(prefix).partition(".")
             linear = leaf == "weight" and isinstance(module, nn.Linear | Conv1D)
@@ -189,6 +184,14 @@ def _plan_model(
     # In the order of the blocks; inside a block in the order that the model lists its parameters.
     order = {key: i for i, key in enumerate(skeleton.keys.values())}
     return sorted(found, key=lambda t: (t.block, order[t.key])), skipped
+
+
+def _unfit(source: SourceCheckpoint, key: str) -> str:
+    """Why a tensor of two or three dimensions cannot be compressed; empty if it can."""
+    shape = source.shapes[key]
+    if len(shape) == 2 and source.is_float(key) and 0 not in shape:
+        return ""
+    return f"{source.dtypes[key]} {list(shape)}, wanted a float matrix with weights in it"
 
 
 def _embeddings_and_head(model: nn.Module) -> set[str]:

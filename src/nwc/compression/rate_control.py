@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from nwc.coding.tiling import PROFILES, Profile, tile_shape
 from nwc.compression.plan import Plan, PlannedTensor
 from nwc.compression.source import SourceCheckpoint
@@ -164,7 +166,7 @@ def _entry_bytes(key: str) -> int:
     return 75 + len(key)
 
 
-def _sample(source: SourceCheckpoint, tensor: PlannedTensor):  # noqa: ANN202
+def _sample(source: SourceCheckpoint, tensor: PlannedTensor) -> Tensor:
     """Groups of 16 rows spread over the matrix, up to the sample size."""
     groups = chunk_count(tensor.m)
     wanted = min(groups, max(2, _SAMPLE_WEIGHTS // (tensor.n * CHUNK)))

@@ -7,6 +7,7 @@ Hessians do not depend on how the blocks before it were compressed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -131,15 +132,13 @@ class BlockStream:
         kind: list[type] = []
         first = blocks[0].forward
         for block in list(blocks)[1:]:
-            block.forward = _passing(kind)  # type: ignore[method-assign]
-        blocks[0].forward = _observed(first, kind)  # type: ignore[method-assign]
+            block.forward = _passing(kind)
+        blocks[0].forward = _observed(first, kind)
         body = getattr(model, "base_model", model)
         try:
             for batch in self._batches:
-                try:
+                with suppress(_FirstBlockReached):
                     body(input_ids=batch, use_cache=False)
-                except _FirstBlockReached:
-                    pass
         finally:
             for handle in handles:
                 handle.remove()

@@ -95,7 +95,7 @@ def bench_rans(bits: float = 4.0, symbols: int = 2**22, repeats: int = 7) -> dic
     coder.encode_reverse(message, model)
     compressed = coder.get_compressed()
 
-    def theirs_decode() -> object:
+    def theirs_decode() -> np.ndarray:
         return constriction.stream.stack.AnsCoder(compressed).decode(model, symbols)
 
     def theirs_encode() -> object:

@@ -1,7 +1,7 @@
 """Perplexity and divergence of language models on windows of held-out tokens.
 
-The protocol of the quantisation literature: the text is tokenised once and cut into windows that do
-not overlap; in each, every token but the first is predicted from those before it.
+The protocol of the quantisation literature: the text is tokenised once and cut into windows that
+do not overlap; in each, every token but the first is predicted from those before it.
 """
 
 from __future__ import annotations

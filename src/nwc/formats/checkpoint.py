@@ -123,6 +123,10 @@ class Checkpoint:
         """Names of the compressed ones."""
         return [key for key, stored in self._stored.items() if stored != key]
 
+    def kept_keys(self) -> list[str]:
+        """Names of the others, which are stored as they were."""
+        return [key for key, stored in self._stored.items() if stored == key]
+
     def __contains__(self, key: str) -> bool:
         return key in self._stored
 
@@ -243,3 +247,16 @@ class Checkpoint:
         config = json.loads(path.read_text())
         config.pop("quantization_config", None)
         return config
+
+
+def is_compressed(folder: Path) -> bool:
+    """Whether config.json says that nwc made the folder.
+
+    Raises:
+        FormatError: there is one, but it is not JSON.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        return False
+    config = layout.parse_object(path.read_text(), str(path))
+    return (config.get("quantization_config") or {}).get("quant_method") == layout.QUANT_METHOD

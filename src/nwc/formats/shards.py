@@ -143,4 +143,4 @@ class Shard:
             raise FormatError(
                 f"{key} in {self.path} is {tensor.dtype} {list(tensor.shape)}, wanted bytes"
             )
-        return memoryview(tensor.numpy())
+        return memoryview(tensor.numpy())  # type: ignore[arg-type]  # an array is a buffer

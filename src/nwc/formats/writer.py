@@ -118,7 +118,7 @@ class FolderWriter:
         if count == 1:
             self._closed[0].path.rename(self._scratch / layout.SINGLE_FILE)
             return
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for i, shard in enumerate(self._closed):
             name = f"model-{i + 1:05d}-of-{count:05d}.safetensors"
             shard.path.rename(self._scratch / name)

@@ -28,7 +28,16 @@ _WORD = np.uint32(16)
 
 
 @njit(nogil=True, cache=True, boundscheck=False)
-def _decode(words, states, classes, chunks, choice, packed, first, symbols):  # noqa: ANN001, ANN202
+def _decode(
+    words: NDArray[np.uint16],
+    states: NDArray[np.uint32],
+    classes: NDArray[np.uint8],
+    chunks: int,
+    choice: NDArray[np.int64],
+    packed: NDArray[np.uint32],
+    first: NDArray[np.int64],
+    symbols: NDArray[np.int16],
+) -> int:
     """Fill symbols [columns, chunks, 16]; returns the words read, or -1 if they run out.
 
     The array of words ends with 16 more than the tile has, so that one check a step is enough.
@@ -63,7 +72,15 @@ def _decode(words, states, classes, chunks, choice, packed, first, symbols):  # 
 
 
 @njit(nogil=True, cache=True, boundscheck=False)
-def _encode(symbols, classes, choice, frequencies, starts, first, words):  # noqa: ANN001, ANN202
+def _encode(
+    symbols: NDArray[np.int16],
+    classes: NDArray[np.uint8],
+    choice: NDArray[np.int64],
+    frequencies: NDArray[np.uint64],
+    starts: NDArray[np.uint64],
+    first: NDArray[np.int64],
+    words: NDArray[np.uint16],
+) -> tuple[int, NDArray[np.uint64]]:
     """Fill words from the end; returns the place of the first one and the states [16]."""
     state = np.full(16, _LOWER, np.uint64)
     position = len(words)

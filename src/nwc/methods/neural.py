@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nwc.codec.model import WeightCodec
 from nwc.coding.tiling import PROFILES, Profile
-from nwc.methods.transform_coding import TransformCoding
+from nwc.methods.transform_coding import Scaling, TransformCoding
 
 
 class Neural(TransformCoding):
@@ -26,5 +26,5 @@ class Neural(TransformCoding):
         profile: Profile = PROFILES["balanced"],
         device: str = "cpu",
     ) -> None:
-        scaling = "column_f16" if codec.config.kind == "residual" else "column_log"
+        scaling: Scaling = "column_f16" if codec.config.kind == "residual" else "column_log"
         super().__init__(codec, scaling, profile, device)

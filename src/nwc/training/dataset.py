@@ -23,7 +23,7 @@ class ChunkSet(NamedTuple):
 
 
 def chunks_of(matrices: Iterable[Float[Tensor, "m n"]]) -> Float[Tensor, "chunks 16"]:
-    """Whole normalised chunks of every column of the matrices (the padded last one is left out)."""
+    """Normalised chunks of every column of the matrices; padded ones are left out."""
     parts = [torch.zeros(0, CHUNK)]
     for W in matrices:
         whole = W.shape[0] // CHUNK * CHUNK

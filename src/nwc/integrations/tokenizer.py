@@ -1,0 +1,31 @@
+"""A model's own tokenizer as a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from nwc.errors import ConfigError
+
+
+def tokenizer_of(folder: Path) -> Callable[[str], list[int]]:
+    """The model's tokenizer as a function from text to ids.
+
+    Raises:
+        ConfigError: the folder has none that loads.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # raised by several libraries
+        raise ConfigError(
+            f"{folder} has no tokenizer that loads ({str(error).splitlines()[0]}); add its "
+            "tokenizer files"
+        ) from error
+
+    def tokenize(text: str) -> list[int]:
+        # Windows are cut afterwards: the length of the whole text is nothing to warn about.
+        return tokenizer(text, verbose=False).input_ids
+
+    return tokenize
