@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
-import subprocess
 import sys
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
+
+from nwc.cli.main import main as nwc
 
 PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
 VERBS = ("compress", "decompress", "eval", "inspect", "verify", "train", "bench")
@@ -18,16 +21,13 @@ standard error. Exit code 0: done; 1: a check failed or data is damaged; 2: wron
 
 def page() -> str:
     """The reference as Markdown."""
+    os.environ |= {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
     parts = [HEAD]
     for verb in VERBS:
-        found = subprocess.run(
-            [sys.executable, "-m", "nwc", verb, "--help"],
-            env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        text = "\n".join(line.rstrip() for line in found.stdout.strip().splitlines())
+        shown = io.StringIO()
+        with redirect_stdout(shown), suppress(SystemExit):
+            nwc([verb, "--help"])
+        text = "\n".join(line.rstrip() for line in shown.getvalue().strip().splitlines())
         parts.append(f"## nwc {verb}\n\n```text\n{text}\n```\n")
     return "\n".join(parts)
 

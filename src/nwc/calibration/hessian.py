@@ -23,7 +23,7 @@ class HessianAccumulator:
     Example:
         >>> h = HessianAccumulator(2, "layer")
         >>> h.add(torch.tensor([[1.0, 2.0], [1.0, float("nan")]]))
-        >>> h.mean().tolist(), h.tokens, h.non_finite
+        >>> h.finish().tolist(), h.tokens, h.non_finite
         ([[1.0, 2.0], [2.0, 4.0]], 1, 1)
     """
 
@@ -36,16 +36,16 @@ class HessianAccumulator:
     def add(self, inputs: Float[Tensor, "... n"]) -> None:
         """Add the inputs of some tokens; tokens with a non-finite entry are counted apart."""
         x = inputs.detach().reshape(-1, self._sum.shape[0]).float()
-        finite = torch.isfinite(x).all(dim=1)
-        bad = int((~finite).sum())
-        if bad:
-            self.non_finite += bad
+        # A sum is finite only if all its terms are; looking at sums makes no copy of x.
+        if not torch.isfinite(x.sum(dim=1)).all():
+            finite = torch.isfinite(x).all(dim=1)
+            self.non_finite += int((~finite).sum())
             x = x[finite]
         self.tokens += len(x)
         self._sum.addmm_(x.T, x)
 
-    def mean(self) -> Float[Tensor, "n n"]:
-        """The Hessian.
+    def finish(self) -> Float[Tensor, "n n"]:
+        """The mean, in the memory of the sum: nothing can be added after it.
 
         Raises:
             CalibrationError: the layer saw no usable token.
@@ -56,4 +56,4 @@ class HessianAccumulator:
                 f"{self.name} saw {seen if self.non_finite else 'no tokens'}; "
                 "calibrate with other text, or with --data-free"
             )
-        return self._sum / self.tokens
+        return self._sum.div_(self.tokens)

@@ -7,12 +7,14 @@ error. Exit code 0 is success, 1 a check that failed or damaged data, 2 wrong us
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import (
@@ -89,6 +91,8 @@ def quiet_transformers() -> None:
 
 def run(command: Command) -> int:
     """Run a verb and turn what can go wrong into one line and an exit code."""
+    # A polite kill cleans up like Ctrl-C: half-written folders go, nothing else does.
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         return command.run()
     except KeyboardInterrupt:
@@ -109,3 +113,7 @@ def run(command: Command) -> int:
         place = f"{error.filename}: " if error.filename else ""
         err.print(f"error: {place}{error.strerror or error}", markup=False, style="red")
         return 2
+
+
+def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)

@@ -52,7 +52,7 @@ def _unpack_log(data: bytes | memoryview, n: int) -> Float[Tensor, " n"]:
         raise BitstreamError(f"scales have {len(data)} bytes, wanted at least 5")
     steps_per_octave, base = struct.unpack_from("<Bf", data)
     codes, used = rice.decode(memoryview(data)[5:], n)
-    if used != len(data) - 5 or steps_per_octave == 0 or not np.isfinite(base):
+    if used != len(data) - 5 or steps_per_octave == 0 or not 0 < base < np.inf:
         raise BitstreamError(
             f"scales take {used + 5} of {len(data)} bytes, {steps_per_octave} steps per octave, "
             f"base {base}"
@@ -84,7 +84,8 @@ def _unpack_f16(data: bytes | memoryview, n: int) -> Float[Tensor, " n"]:
         raise BitstreamError(f"scales have {len(data)} bytes, wanted {4 + 2 * n}")
     base = struct.unpack_from("<f", data)[0]
     ratio = np.frombuffer(data, dtype="<f2", offset=4).astype(np.float64)
-    values = (ratio * base).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = (ratio * base).astype(np.float32)
     if not np.isfinite(values).all() or (values < 0).any():
         raise BitstreamError("a scale is negative or not finite")
     return torch.from_numpy(values)
@@ -109,5 +110,5 @@ def unpack(container: Container) -> Float[Tensor, " n"]:
         return _unpack_f16(container.section(Section.SCALES_F16), columns)
     data = container.section(Section.SCALE)
     if len(data) != 4 or not np.isfinite(struct.unpack("<f", data)[0]):
-        raise BitstreamError(f"the scale of the matrix is {bytes(data)!r}, wanted a finite float")
+        raise BitstreamError(f"the scale of the matrix is {bytes(data[:8])!r}, wanted a finite float")
     return torch.full((columns,), struct.unpack("<f", data)[0])

@@ -137,7 +137,7 @@ def _table_sections(
     places = []
     for row in tables:
         for table in row:
-            if bank is not None and table.key in bank_tables:
+            if bank is not None and table.key in bank_tables and bank.takes(table):
                 places.append(BANK_BIT | bank.place(table))
             else:
                 places.append(own.place(table))
@@ -211,9 +211,11 @@ class Bitstream:
         data = self.container.section(Section.TABLES)
         if len(data) < 2:
             raise BitstreamError(f"section TABLES has {len(data)} bytes, wanted at least 2")
-        own = from_bytes(data[2:], int.from_bytes(data[:2], "little"))
+        count, known = self.head.classes, int.from_bytes(data[:2], "little")
+        if known > count * LANES:
+            raise BitstreamError(f"stream has {known} tables, its {count} classes use fewer")
+        own = from_bytes(data[2:], known)
         raw = self.container.section(Section.TABLE_MAP)
-        count = self.head.classes
         if len(raw) not in (2 * count, 2 * count * LANES):
             raise BitstreamError(
                 f"table map has {len(raw)} bytes for {count} classes, wanted {2 * count} or "
@@ -222,11 +224,11 @@ class Bitstream:
         places = np.frombuffer(raw, dtype="<u2").tolist()
         tables = {}
         for place in dict.fromkeys(places):
-            where, known = ("own", own) if place < BANK_BIT else ("shared", bank.tables)
+            where, there = ("own", own) if place < BANK_BIT else ("shared", bank.tables)
             at = place & ~BANK_BIT
-            if at >= len(known):
-                raise BitstreamError(f"{where} table {at} is missing, there are {len(known)}")
-            tables[place] = known[at]
+            if at >= len(there):
+                raise BitstreamError(f"{where} table {at} is missing, there are {len(there)}")
+            tables[place] = there[at]
         order = {place: i for i, place in enumerate(tables)}
         choice = np.array([order[place] for place in places], dtype=np.int64).reshape(count, -1)
         wide = np.ascontiguousarray(np.broadcast_to(choice, (count, LANES)))
@@ -242,7 +244,7 @@ class Bitstream:
         limit = self.head.columns * self.head.chunks * LANES
         if count and (int(np.diff(places).min(initial=1)) <= 0 or int(places[-1]) >= limit):
             raise BitstreamError(f"patches are not in ascending order below {limit}")
-        if count and int(np.abs(values).max()) >= 2**15:
+        if count and not -(2**15) <= int(values.min()) <= int(values.max()) < 2**15:
             raise BitstreamError("a patch holds a value that is not a 16-bit symbol")
         return places, values
 

@@ -1,6 +1,6 @@
 """The outer bytes of a stream: head, section table, sections, checksums, payload.
 
-    head (40 bytes) | section table | sections | CRC32C of all so far | payload words | XXH3-64
+    head (36 bytes) | section table | sections | CRC32C of all so far | payload words | XXH3-64
 
 Nothing here knows what a section means. `docs/bitstream.md` is the frozen specification.
 """

@@ -10,6 +10,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import crc32c
 import numpy as np
 
 from nwc.coding import rice
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 PRECISION = 12
 TOTAL = 1 << PRECISION
 MAX_SYMBOLS = 256
+MAX_BANK_TABLES = 4096
 PATCH_BITS = 64
 """What one symbol outside its table costs: 32 bits of position and 32 of value."""
 
@@ -60,8 +62,10 @@ class FrequencyTable:
             )
         if f[0] == 0 or f[-1] == 0:
             raise BitstreamError("table begins or ends with a symbol of frequency 0")
-        if not -(2**15) <= self.first <= 2**15 - MAX_SYMBOLS:
-            raise BitstreamError(f"table begins at symbol {self.first}, wanted 16-bit symbols")
+        if not -(2**15) <= self.first <= self.last < 2**15:
+            raise BitstreamError(
+                f"table reaches from {self.first} to {self.last}, wanted 16-bit symbols"
+            )
         object.__setattr__(self, "key", struct.pack("<h", self.first) + f.astype("<u2").tobytes())
 
     def __len__(self) -> int:
@@ -268,9 +272,14 @@ class TableBank:
             self.tables.append(table)
         return self._places[table.key]
 
+    def takes(self, table: FrequencyTable) -> bool:
+        """Whether the table is kept here or there is room for it."""
+        return table.key in self._places or len(self.tables) < MAX_BANK_TABLES
+
     def to_bytes(self) -> bytes:
-        """The bank as stored: a 32-bit count, then the tables."""
-        return struct.pack("<I", len(self.tables)) + to_bytes(self.tables)
+        """The bank as stored: a 32-bit count, the tables, CRC32C of both."""
+        data = struct.pack("<I", len(self.tables)) + to_bytes(self.tables)
+        return data + struct.pack("<I", crc32c.crc32c(data))
 
     @classmethod
     def from_bytes(cls, data: bytes | memoryview) -> TableBank:
@@ -279,9 +288,12 @@ class TableBank:
         Raises:
             BitstreamError: data is not a bank.
         """
-        if len(data) < 4:
-            raise BitstreamError(f"table bank has {len(data)} bytes, wanted at least 4")
-        (count,) = struct.unpack_from("<I", data)
-        if count > 2**15:
-            raise BitstreamError(f"table bank has {count} tables, wanted at most {2**15}")
-        return cls(from_bytes(memoryview(data)[4:], count))
+        if len(data) < 8:
+            raise BitstreamError(f"table bank has {len(data)} bytes, wanted at least 8")
+        view = memoryview(data)
+        if int.from_bytes(view[-4:], "little") != crc32c.crc32c(view[:-4]):
+            raise BitstreamError("checksum of the table bank does not match: it is damaged")
+        (count,) = struct.unpack_from("<I", view)
+        if count > MAX_BANK_TABLES:
+            raise BitstreamError(f"table bank has {count} tables, wanted at most {MAX_BANK_TABLES}")
+        return cls(from_bytes(view[4:-4], count))

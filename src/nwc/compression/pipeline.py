@@ -118,4 +118,4 @@ def _hessian(group: Group, report: Report) -> Tensor | None:
             f"{names}: left out {group.hessian.non_finite} calibration tokens with non-finite "
             "inputs"
         )
-    return group.hessian.mean()
+    return group.hessian.finish()

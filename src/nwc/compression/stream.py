@@ -59,7 +59,7 @@ class BlockStream:
         source: SourceCheckpoint,
         skeleton: Skeleton,
         windows: Int[Tensor, "windows context"],
-        batch_tokens: int = 4096,
+        batch_tokens: int = 2048,
     ) -> None:
         self.source = source
         self.skeleton = skeleton

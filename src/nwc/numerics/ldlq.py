@@ -64,10 +64,12 @@ def ldl(H: Float[Tensor, "n n"], ladder: tuple[float, ...] = DAMPING_LADDER) -> 
         flipped = H.flip(0, 1)
         flipped.diagonal().add_(damping * mean if mean > 0 else 1.0)
         factor, failed = torch.linalg.cholesky_ex(flipped)
+        del flipped  # wide layers: a copy of H less while the next ones are made
         if int(failed) == 0:
             upper = factor.flip(0, 1)
+            del factor
             diagonal = upper.diagonal().clone()
-            return LDL((upper / diagonal).float(), diagonal.square().float(), damping)
+            return LDL(upper.div_(diagonal).float(), diagonal.square().float(), damping)
     raise CalibrationError(
         f"the {n} x {n} Hessian stays indefinite with damping {ladder[-1]}; "
         "calibrate with more or other text"

@@ -1,0 +1,108 @@
+"""Quality at equal bits: compresses a model in several ways and measures each against the original.
+
+    python benchmarks/quality.py --model MODEL --calibration TEXT --text HELDOUT --output rows.jsonl
+
+One JSON row for each method and rate. Everything goes through the command, as a user would do it.
+Rows that the file already has are not measured again, so that a stopped run goes on.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+import nwc
+from nwc.evaluation.benchmark import machine
+
+METHODS: dict[str, tuple[str, ...]] = {
+    "nwc default": (),
+    # Six networks of 1 M parameters would be most of a small model's file.
+    "nwc paper": ("--preset", "paper", "--codec-by-reference"),
+    "ecsq": ("--method", "ecsq"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """What to measure."""
+
+    model: Path
+    """Folder of the original."""
+    calibration: Path
+    """Text to calibrate with; every method is measured with it and data-free."""
+    text: Path
+    """Held-out text."""
+    output: Path
+    """JSONL file to add rows to."""
+    bits: tuple[float, ...] = (3.0, 4.0, 5.0, 6.0)
+    """Bits per parameter over the compressed tensors."""
+    context: int = 256
+    """Tokens in a window of the held-out text."""
+    max_tokens: int = 30_000
+    """Tokens of held-out text."""
+
+
+def run(config: Quality) -> None:
+    """Measure what the output lacks."""
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    config.output.touch()
+    rows = [json.loads(line) for line in config.output.read_text().splitlines()]
+    done = {(r["model"], r["method"], r["calibrated"], r["asked"]) for r in rows}
+    for calibrated in (True, False):
+        for bits in config.bits:
+            for method in METHODS:
+                if (config.model.name, method, calibrated, bits) not in done:
+                    row = _measure(config, method, calibrated, bits)
+                    with config.output.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+                    print(json.dumps(row))
+
+
+def _measure(config: Quality, method: str, calibrated: bool, bits: float) -> dict[str, Any]:
+    how = ("--calibration", str(config.calibration)) if calibrated else ("--data-free",)
+    with tempfile.TemporaryDirectory() as folder:
+        out = str(Path(folder) / "compressed")
+        made = _nwc(
+            "compress", str(config.model), "--output", out, "--bits", str(bits), "--json",
+            *how, *METHODS[method],
+        )  # fmt: skip
+        found = _nwc(
+            "eval", out, "--reference", str(config.model), "--text", str(config.text), "--json",
+            "--context", str(config.context), "--max-tokens", str(config.max_tokens),
+        )  # fmt: skip
+    return {
+        "model": config.model.name,
+        "method": method,
+        "calibrated": calibrated,
+        "asked": bits,
+        "bits": made["bits_per_parameter"]["tensors"],
+        "file_bits": made["bits_per_parameter"]["file"],
+        **found,
+        "text": config.text.name,
+        "nwc": nwc.__version__,
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": machine(),
+    }
+
+
+def _nwc(*arguments: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "nwc", *arguments]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    run(tyro.cli(Quality))

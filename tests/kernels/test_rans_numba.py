@@ -1,0 +1,205 @@
+"""The kernel equals the plain oracle `coding.tiling`: word for word and symbol for symbol."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nwc.coding import rans, tiling
+from nwc.coding.tables import FrequencyTable
+from nwc.coding.tiling import DecodingTables
+from nwc.errors import BitstreamError
+from nwc.kernels import rans_numba
+
+# (columns, chunks): 0, 1, 63 and 1,000 steps
+SHAPES = [(0, 5), (5, 0), (1, 1), (63, 1), (1, 63), (9, 7), (1000, 1), (1, 1000), (8, 125)]
+
+
+def random_table(rng):
+    """Any size from 1 to 256, any place; zeros inside and frequencies of 1 are common."""
+    size = int(rng.choice([1, 2, 3, 17, 255, 256]))
+    marks = np.sort(rng.integers(1, 4096, size - 1))
+    first = int(rng.integers(-(2**15), 2**15 - 256))
+    return FrequencyTable(first, np.diff(marks, prepend=0, append=4096))
+
+
+def random_tile(rng, columns, chunks, count, class_count):
+    """Symbols drawn evenly from what their tables can code, so that rare ones are frequent."""
+    tables = [random_table(rng) for _ in range(count)]
+    choice = rng.integers(0, count, (class_count, 16))
+    classes = rng.integers(0, class_count, columns).astype(np.uint8)
+    symbols = np.empty((columns, chunks, 16), dtype=np.int16)
+    for column, lane in np.ndindex(columns, 16):
+        table = tables[choice[classes[column], lane]]
+        codable = table.first + np.flatnonzero(table.frequencies)
+        symbols[column, :, lane] = rng.choice(codable, chunks)
+    return symbols, classes, DecodingTables(tables, choice)
+
+
+def assert_equal_to_oracle(symbols, classes, tables):
+    words, states = tiling.encode_tile(symbols, classes, tables)
+    own_words, own_states = rans_numba.encode_tile(symbols, classes, tables)
+    assert (own_words.dtype, own_states.dtype) == (words.dtype, states.dtype)
+    assert np.array_equal(own_words, words)
+    assert np.array_equal(own_states, states)
+    for decode in (tiling.decode_tile, rans_numba.decode_tile):
+        found = decode(words, states, classes, symbols.shape[1], tables)
+        assert found.dtype == np.int16
+        assert np.array_equal(found, symbols)
+    return words, states
+
+
+@pytest.mark.parametrize(("columns", "chunks"), SHAPES)
+@pytest.mark.parametrize(("count", "class_count"), [(1, 1), (3, 2), (40, 16)])
+def test_equals_the_oracle(columns, chunks, count, class_count):
+    rng = np.random.default_rng([columns, chunks, count])
+    assert_equal_to_oracle(*random_tile(rng, columns, chunks, count, class_count))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 6),
+    st.integers(0, 12),
+    st.integers(1, 8),
+    st.integers(1, 4),
+)
+def test_equals_the_oracle_on_any_tile(seed, columns, chunks, count, class_count):
+    rng = np.random.default_rng(seed)
+    assert_equal_to_oracle(*random_tile(rng, columns, chunks, count, class_count))
+
+
+@pytest.mark.parametrize("first", [-(2**15), -1, 0, 2**15 - 256])
+def test_constant_tables_take_no_words(first):
+    tables = DecodingTables(
+        [FrequencyTable(first, np.array([4096]))], np.zeros((1, 16), dtype=np.int64)
+    )
+    symbols = np.full((7, 9, 16), first, dtype=np.int16)
+    words, states = assert_equal_to_oracle(symbols, np.zeros(7, dtype=np.uint8), tables)
+    assert len(words) == 0
+    assert (states == rans.LOWER).all()
+
+
+def test_constant_lanes_between_others():
+    constant, even = FrequencyTable(3, np.array([4096])), FrequencyTable(-8, np.full(16, 256))
+    tables = DecodingTables([constant, even], np.arange(16)[None, :] % 2)
+    symbols = np.random.default_rng(0).integers(-8, 8, (1000, 1, 16)).astype(np.int16)
+    symbols[:, :, ::2] = 3
+    words, _ = assert_equal_to_oracle(symbols, np.zeros(1000, dtype=np.uint8), tables)
+    assert len(words) == 8 * 1000 * 4 // 16
+
+
+@pytest.mark.parametrize(("columns", "chunks"), SHAPES)
+def test_every_place_of_the_output_is_written(columns, chunks, monkeypatch):
+    rng = np.random.default_rng(1)
+    symbols, classes, tables = random_tile(rng, columns, chunks, 5, 3)
+    expected_words, expected_states = tiling.encode_tile(symbols, classes, tables)
+    rans_numba.encode_tile(symbols, classes, tables)  # compiled before memory is poisoned
+    plain_empty = np.empty
+    for poison in (0x00, 0x5A, 0xFF):
+
+        def poisoned(shape, dtype=float, *args, _byte=poison, **options):
+            out = plain_empty(shape, dtype, *args, **options)
+            out.reshape(-1).view(np.uint8)[:] = _byte
+            return out
+
+        with monkeypatch.context() as patched:
+            patched.setattr(np, "empty", poisoned)
+            words, states = rans_numba.encode_tile(symbols, classes, tables)
+            found = rans_numba.decode_tile(words, states, classes, chunks, tables)
+        assert np.array_equal(words, expected_words)
+        assert np.array_equal(states, expected_states)
+        assert np.array_equal(found, symbols)
+
+
+def test_arguments_are_left_alone():
+    rng = np.random.default_rng(2)
+    symbols, classes, tables = random_tile(rng, 5, 6, 4, 2)
+    before = symbols.copy()
+    words, states = rans_numba.encode_tile(symbols, classes, tables)
+    kept = words.copy(), states.copy()
+    for array in (symbols, classes, words, states):
+        array.setflags(write=False)
+    rans_numba.encode_tile(symbols, classes, tables)
+    rans_numba.decode_tile(words, states, classes, 6, tables)
+    assert np.array_equal(symbols, before)
+    assert np.array_equal(words, kept[0])
+    assert np.array_equal(states, kept[1])
+
+
+@pytest.fixture(scope="module")
+def coded():
+    rng = np.random.default_rng(3)
+    symbols, classes, tables = random_tile(rng, 9, 7, 6, 3)
+    words, states = tiling.encode_tile(symbols, classes, tables)
+    assert len(words) > 100
+    return words, states, classes, 7, tables
+
+
+def outcome(decode, *arguments):
+    """Symbols, or that there was an error."""
+    try:
+        return decode(*arguments).tolist()
+    except BitstreamError:
+        return BitstreamError
+
+
+def assert_same_outcome(*arguments):
+    plain = outcome(tiling.decode_tile, *arguments)
+    assert outcome(rans_numba.decode_tile, *arguments) == plain
+    return plain
+
+
+@pytest.mark.parametrize("lost", [1, 2, 15, 16, 17, 100, None])
+def test_too_few_words_raise(coded, lost):
+    words, *rest = coded
+    left = words[: len(words) - lost] if lost else words[:0]
+    with pytest.raises(BitstreamError, match=f"a lane wants more than the tile's {len(left)} wo"):
+        rans_numba.decode_tile(left, *rest)
+
+
+@pytest.mark.parametrize("more", [1, 15, 16, 17])
+def test_too_many_words_raise(coded, more):
+    words, *rest = coded
+    longer = np.append(words, np.zeros(more, dtype=np.uint16))
+    message = f"tile ends after word {len(words)}, its index says {len(longer)}"
+    with pytest.raises(BitstreamError, match=message):
+        rans_numba.decode_tile(longer, *rest)
+
+
+def test_wrong_states_end_as_in_the_oracle(coded):
+    words, states, *rest = coded
+    rng = np.random.default_rng(4)
+    for value in (0, 1, rans.LOWER - 1, rans.LOWER, 2**32 - 1):
+        damaged = states.copy()
+        damaged[int(rng.integers(16))] = value
+        assert assert_same_outcome(words, damaged, *rest) is BitstreamError
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 40), st.integers(1, 3), st.integers(1, 4))
+def test_noise_decodes_as_in_the_oracle(seed, count, columns, chunks):
+    rng = np.random.default_rng(seed)
+    _, classes, tables = random_tile(rng, columns, chunks, 3, 2)
+    words = rng.integers(0, 2**16, count).astype(np.uint16)
+    # Any state at all, also those below the lower bound that no encoder leaves.
+    states = (rng.integers(0, 2**32, 16) >> rng.integers(0, 32, 16)).astype(np.uint32)
+    assert_same_outcome(words, states, classes, chunks, tables)
+
+
+def test_noise_leaves_the_lanes_as_in_the_oracle():
+    # Noise does not end well, but the words it takes and the states it leaves are compared.
+    rng = np.random.default_rng(5)
+    _, classes, tables = random_tile(rng, 9, 7, 5, 3)
+    words = rng.integers(0, 2**16, 2000).astype(np.uint16)
+    states = rng.integers(0, 2**32, 16).astype(np.uint32)
+    symbols = np.full((9, 7, 16), 0x5A5A, dtype=np.int16)
+    final = states.copy()
+    read = rans_numba._decode(
+        words, final, classes, 7, tables.choice, tables.packed.reshape(-1), tables.first, symbols
+    )
+    with pytest.raises(BitstreamError, match=f"ends after word {read}, its index says 2000"):
+        tiling.decode_tile(words, states, classes, 7, tables)
+    lane = int((final != rans.LOWER).argmax())
+    with pytest.raises(BitstreamError, match=f"lane {lane} ends at state {final[lane]}, "):
+        tiling.decode_tile(words[:read], states, classes, 7, tables)
