@@ -1,5 +1,7 @@
 import math
+import struct
 
+import crc32c
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -149,11 +151,16 @@ def test_any_bytes_are_a_bank_or_raise(data):
     assert all(t.frequencies.sum() == TOTAL for t in bank.tables)
 
 
+def sealed(data):
+    return data + struct.pack("<I", crc32c.crc32c(data))
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"\0\0\0", "table bank has 3 bytes, wanted at least 4"),
-        (b"\x01\x80\0\0", "table bank has 32769 tables, wanted at most 32768"),
+        (b"\0\0\0", "table bank has 3 bytes, wanted at least 8"),
+        (sealed(b"\x01\x80\0\0"), "table bank has 32769 tables, at most 4096 wanted"),
+        (sealed(b"\x01\0\0\0")[:-1] + b"x", "checksum of the table bank does not match"),
     ],
 )
 def test_messages_of_a_damaged_bank(data, message):

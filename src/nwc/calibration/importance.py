@@ -1,4 +1,4 @@
-"""Importance levels from the diagonal of the Hessian (paper App. E)."""
+"""Importance levels of columns: by quantile as in the paper, or by water-filling."""
 
 from __future__ import annotations
 
@@ -33,3 +33,33 @@ def importance_levels(diagonal: Float[Tensor, " n"], levels: int) -> UInt8[Tenso
     for quantile in QUANTILES[: levels - 1]:
         level += (rank > quantile * (n - 1)).to(torch.uint8)
     return level
+
+
+def waterfilled_levels(
+    scales: Float[Tensor, " n"], d: Float[Tensor, " n"], levels: int
+) -> UInt8[Tensor, " n"]:
+    r"""Level of every column such that all contribute equally to the layer's loss.
+
+    Under LDLQ the loss is :math:`\sum_k d_k |e_k|^2` with D of H = L^T D L. A column of scale s_k
+    quantised with step :math:`s_k 2^{-c_k}` contributes in proportion to
+    :math:`d_k s_k^2 2^{-2 c_k}`; at a given mean rate the sum is least when all are equal
+    (reverse water-filling), c_k = log2(s_k sqrt(d_k)) up to a constant. Level j stands for an
+    offset of c by j / 2.
+
+    Args:
+        scales: of the columns; 0 for dead ones, which get level 0.
+        d: diagonal of D.
+        levels: how many there are; the span above level 0 is half as many octaves, and columns
+            that would fall below it have level 0.
+
+    Example:
+        >>> waterfilled_levels(torch.ones(3), torch.tensor([1.0, 4.0, 16.0]), 16).tolist()
+        [0, 2, 4]
+    """
+    wanted = 2 * torch.log2(scales.double()) + torch.log2(d.double().to(scales.device))
+    wanted[scales <= 0] = -torch.inf
+    level = (wanted - wanted.max()).round().nan_to_num(nan=-torch.inf)
+    level = level.clamp_min(1 - levels) if levels > 1 else torch.zeros_like(level)
+    alive = level[scales > 0]
+    lowest = alive.min() if len(alive) else level.new_zeros(())
+    return (level - lowest).clamp_min(0).to(torch.uint8)

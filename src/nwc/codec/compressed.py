@@ -119,7 +119,7 @@ class CompressedTensor:
         *,
         decoder: TileDecoder = decode_tile,
         executor: Executor | None = None,
-    ) -> Float[Tensor, ...]:
+    ) -> Float[Tensor, "..."]:
         """The tensor as the checkpoint holds it; tiles decode in the executor's threads if given.
 
         Raises:

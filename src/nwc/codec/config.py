@@ -81,6 +81,11 @@ class CodecConfig:
         return tuple(0.5 * math.log2(v / self.importance[0]) for v in self.importance)
 
     @property
+    def gain_conditioned(self) -> bool:
+        """Whether one codec serves every gain, so that levels can be any offsets of it."""
+        return self.kind in ("compander", "skip")
+
+    @property
     def elementwise(self) -> bool:
         """Whether the transforms treat every weight by itself, so that a lookup can decode."""
         return self.kind in ("identity", "compander")
@@ -107,8 +112,13 @@ class CodecConfig:
             raise ConfigError(f"codec config {values} cannot be read: {error}") from error
 
 
-DEFAULT = CodecConfig(kind="compander", width=16)
-"""Preset `default`: 80 parameters a transform, a lookup to decode, every rate from 2 to 7 bits."""
+DEFAULT = CodecConfig(
+    kind="compander", width=16, importance=tuple(2.0**level for level in range(16))
+)
+"""Preset `default`: 80 parameters a transform, a lookup to decode, every rate from 2 to 7 bits.
+
+Its levels are half an octave of gain apart (`calibration.importance.waterfilled_levels`).
+"""
 
 IDENTITY = CodecConfig(kind="identity", importance=(1.0,))
 """No transform and a single level: uniform scalar quantisation."""

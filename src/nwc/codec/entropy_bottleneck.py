@@ -63,7 +63,7 @@ class EntropyBottleneck(nn.Module):
         return value[:, 0, :]
 
     def likelihood(
-        self, z: Float[Tensor, "channels samples"], gain: Float[Tensor, ...] | float = 1.0
+        self, z: Float[Tensor, "channels samples"], gain: Float[Tensor, "..."] | float = 1.0
     ) -> Float[Tensor, "channels samples"]:
         """Probability of the unit interval around z when latents are the density's times gain."""
         lower = self.logits((z - 0.5) / gain)

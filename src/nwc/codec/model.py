@@ -15,6 +15,9 @@ from nwc.numerics.chunking import CHUNK
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
+    Gain = Float[Tensor, "..."] | float
+    """log2 gain of level 0: one for all chunks, or one for each."""
+
 
 class TrainingOutput(NamedTuple):
     """What one training pass gives: rate in bits per weight and squared error, per chunk."""
@@ -66,10 +69,11 @@ class WeightCodec(nn.Module):
             self.g_s = Correction(size, config.width)
             self.density = EntropyBottleneck(1)
 
-    def level_log2_gain(self, level: Int[Tensor, ...], log2_gain: float) -> Tensor:
+    def level_log2_gain(self, level: Int[Tensor, "..."], log2_gain: Gain) -> Float[Tensor, "..."]:
         """log2 gain of chunks of the given importance level when level 0 has `log2_gain`."""
         offsets: Tensor = self._offsets  # type: ignore[assignment]
-        return (log2_gain + offsets[level]).clamp_max(max(MAX_LOG2_GAIN, log2_gain))
+        base = torch.as_tensor(log2_gain)
+        return torch.minimum(base + offsets[level], base.clamp_min(MAX_LOG2_GAIN))
 
     def usable_levels(self, log2_gain: float) -> int:
         """Levels whose latents still fit a table of 256 symbols; columns above get the last one.
@@ -82,27 +86,31 @@ class WeightCodec(nn.Module):
         return max(1, sum(fit))
 
     def analysis(
-        self, chunks: Float[Tensor, "... 16"], level: Int[Tensor, ...], log2_gain: float
+        self, chunks: Float[Tensor, "... 16"], level: Int[Tensor, "..."], log2_gain: Gain
     ) -> Float[Tensor, "... 16"]:
         """Latents before rounding."""
         if self.config.kind == "residual":
             assert self.g_a is not None
-            return self.g_a(chunks * 2.0 ** (log2_gain - self.config.nominal_log2_gain), level)
+            return self.g_a(chunks * self._louder(log2_gain), level)
         c = self.level_log2_gain(level, log2_gain)[..., None]
         latents = chunks * c.exp2()
         return latents if self.g_a is None else latents + self.g_a(chunks, c)
 
     def synthesis(
-        self, latents: Float[Tensor, "... 16"], level: Int[Tensor, ...], log2_gain: float
+        self, latents: Float[Tensor, "... 16"], level: Int[Tensor, "..."], log2_gain: Gain
     ) -> Float[Tensor, "... 16"]:
         """Chunks from rounded latents."""
         if self.config.kind == "residual":
             assert self.g_s is not None
-            return self.g_s(latents, level) * 2.0 ** (self.config.nominal_log2_gain - log2_gain)
+            return self.g_s(latents, level) / self._louder(log2_gain)
         c = self.level_log2_gain(level, log2_gain)[..., None]
         step = torch.exp2(-c)
         corrected = latents if self.g_s is None else latents + self.g_s(latents * step, c)
         return corrected * step
+
+    def _louder(self, log2_gain: Gain) -> Float[Tensor, "... 1"]:
+        """How much the networks' input is scaled up to work at another gain than their own."""
+        return torch.exp2(torch.as_tensor(log2_gain) - self.config.nominal_log2_gain)[..., None]
 
     def training_pass(
         self,

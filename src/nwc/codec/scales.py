@@ -110,5 +110,5 @@ def unpack(container: Container) -> Float[Tensor, " n"]:
         return _unpack_f16(container.section(Section.SCALES_F16), columns)
     data = container.section(Section.SCALE)
     if len(data) != 4 or not np.isfinite(struct.unpack("<f", data)[0]):
-        raise BitstreamError(f"the scale of the matrix is {bytes(data[:8])!r}, wanted a finite float")
+        raise BitstreamError(f"scale of the matrix is {bytes(data[:8])!r}, wanted a finite float")
     return torch.full((columns,), struct.unpack("<f", data)[0])

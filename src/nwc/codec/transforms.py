@@ -52,7 +52,7 @@ class ResidualTransform(nn.Module):
             self.reduce.weight.copy_(self.expand.weight.T)
 
     def forward(
-        self, chunks: Float[Tensor, "... 16"], level: Int[Tensor, ...]
+        self, chunks: Float[Tensor, "... 16"], level: Int[Tensor, "..."]
     ) -> Float[Tensor, "... 16"]:
         """Transform chunks, each with its level's embedding."""
         # A product with one-hot rows: the gradient of a gather would be a slow scatter.

@@ -217,7 +217,7 @@ def choose_tables(
 
 def _choose_table(values: NDArray[np.int16], prior: FrequencyTable | None) -> FrequencyTable:
     if values.size == 0:
-        return prior or FrequencyTable(0, np.array([TOTAL]))
+        return FrequencyTable(0, np.array([TOTAL]))
     first, counts = count(values)
     own = from_counts(first, counts)
     own_bits = cost(own, first, counts) + 8 * len(to_bytes([own]))
@@ -295,5 +295,7 @@ class TableBank:
             raise BitstreamError("checksum of the table bank does not match: it is damaged")
         (count,) = struct.unpack_from("<I", view)
         if count > MAX_BANK_TABLES:
-            raise BitstreamError(f"table bank has {count} tables, wanted at most {MAX_BANK_TABLES}")
+            raise BitstreamError(
+                f"table bank has {count} tables, at most {MAX_BANK_TABLES} wanted"
+            )
         return cls(from_bytes(view[4:-4], count))

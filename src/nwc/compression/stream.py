@@ -86,10 +86,10 @@ class BlockStream:
                 self._load(block)
             members = [t for t in tensors if t.block == number]
             recorder = _InputRecorder(block, members)
-            for i, features in enumerate(hidden):
+            for features in hidden:
                 rest, named = arguments[number]
                 output = block(features, *rest, **named)
-                hidden[i] = output[0] if isinstance(output, tuple) else output
+                features.copy_(output[0] if isinstance(output, tuple) else output)
                 on_batch()
             groups = recorder.close()
             _unload(block)
@@ -101,13 +101,19 @@ class BlockStream:
         return len(self._batches)
 
     def _first_inputs(self) -> tuple[list[Tensor], list[_Arguments]]:
-        """What the first block receives for every batch, and every block's other arguments."""
+        """What the first block receives for every batch, and every block's other arguments.
+
+        The features of all batches lie in one tensor, overwritten block after block: as single
+        tensors that come and go they would fragment the heap.
+        """
         model, blocks = self.skeleton.model, self.skeleton.blocks
         outside = [m for name, m in model.named_modules() if not self._in_blocks(name)]
         head = getattr(model, "get_output_embeddings", lambda: None)()
         for module in outside:
             if module is not head:
                 self._load(module, recurse=False)
+        count = sum(len(batch) for batch in self._batches)
+        places: list[Tensor] = []
         hidden: list[Tensor] = []
         arguments: list[_Arguments] = [((), {}) for _ in blocks]
         handles = []
@@ -120,7 +126,10 @@ class BlockStream:
                 given = dict(kwargs)
                 features = args[0] if args else given.pop("hidden_states")
                 if k == 0:
-                    hidden.append(features)
+                    if not hidden:
+                        everything = features.new_empty(count, *features.shape[1:])
+                        places.extend(everything.split(len(features)))
+                    hidden.append(places[len(hidden)].copy_(features))
                 given = {n: v for n, v in given.items() if not n.startswith("past_key")}
                 arguments[k] = (args[1:], given)
                 if len(hidden) > 1:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nwc.calibration.importance import importance_levels
+from nwc.calibration.importance import importance_levels, waterfilled_levels
 from nwc.codec import scales as scale_codes
 from nwc.codec.compressed import MeasuredErrors
 from nwc.codec.model import WeightCodec
@@ -40,6 +40,22 @@ _PRIOR_GRID = 4
 
 _BATCH_COLUMNS = 64
 _SYMBOL_LIMIT = 2**15 - 1
+
+
+class OperatingPoint(NamedTuple):
+    """How the columns of one matrix are quantised.
+
+    Args:
+        scale_bytes: the scales as the stream holds them.
+        scales: [n], as a reader gets them.
+        levels: [n], importance level of every column.
+        log2_gain: of level 0.
+    """
+
+    scale_bytes: bytes
+    scales: Tensor
+    levels: np.ndarray
+    log2_gain: float
 
 
 class TransformCoding(LayerMethod):
@@ -69,50 +85,41 @@ class TransformCoding(LayerMethod):
         self, layers: list[LayerWeight], H: Tensor | None, log2_gain: float, bank: TableBank
     ) -> list[CompressedLayer]:
         """See `LayerMethod.compress`."""
-        # The stream stores the gain in FP32; quantise with what a reader will read.
-        log2_gain = struct.unpack("<f", struct.pack("<f", log2_gain))[0]
-        n = layers[0].W.shape[1]
         factor = None if H is None else self._factor(H, layers)
-        levels = self._levels(H, n, log2_gain)
-        packed = [self._scales(layer.W) for layer in layers]
+        points = [self._operating_point(layer.W, H, factor, log2_gain) for layer in layers]
         sizes = [chunk_count(len(layer.W)) * CHUNK for layer in layers]
-        columns = torch.zeros(n, sum(sizes), device=self.device)
-        scales = torch.empty(n, sum(sizes) // CHUNK, device=self.device)
-        start = 0
-        for layer, (_, s), size in zip(layers, packed, sizes, strict=True):
-            columns[:, start : start + len(layer.W)] = layer.W.T.to(self.device)
-            scales[:, start // CHUNK : (start + size) // CHUNK] = s.to(self.device)[:, None]
-            start += size
-        symbols = self._quantise(columns, scales, levels, log2_gain, factor)
+        columns = torch.zeros(layers[0].W.shape[1], sum(sizes), device=self.device)
+        for layer, part in zip(layers, torch.split(columns, sizes, dim=1), strict=True):
+            part[:, : len(layer.W)] = layer.W.T
+        symbols = self._quantise(columns, points, sizes, factor)
         # `columns` now holds the errors E^T.
         results = []
-        for layer, (scale_bytes, _), part, error in zip(
+        for layer, point, rows, error in zip(
             layers,
-            packed,
+            points,
             np.split(symbols, np.cumsum(sizes)[:-1], axis=1),
             torch.split(columns, sizes, dim=1),
             strict=True,
         ):
-            E = error[:, : len(layer.W)].T.cpu()
-            errors = _measure(layer.W, E, H, factor)
-            data = self._encode(layer, part, levels, scale_bytes, log2_gain, errors, bank)
+            errors = _measure(layer.W, error[:, : len(layer.W)].T.cpu(), H, factor)
+            data = self._encode(layer, rows, point, errors, bank)
             results.append(CompressedLayer(name=layer.name, data=data, errors=errors))
         return results
 
     def estimate(self, W: Float[Tensor, "m n"], log2_gain: float, calibrated: bool) -> float:
         """See `LayerMethod.estimate`."""
-        n = W.shape[1]
-        # Which columns will be important is not known yet; how many is.
-        spread = torch.arange(n, dtype=torch.float64) * 0.6180339887498949 % 1
-        levels = self._levels(torch.diag(spread) if calibrated else None, n, log2_gain)
         rows = len(W) // CHUNK * CHUNK
         W = W[:rows] if rows else torch.nn.functional.pad(W, (0, 0, 0, CHUNK - len(W)))
+        n = W.shape[1]
+        # Which columns will be important is not known yet; how many is. (Water-filling leaves the
+        # mean gain as it is.)
+        spread = torch.arange(n, dtype=torch.float64) * 0.6180339887498949 % 1
+        H = torch.diag(spread) if calibrated else None
+        point = self._operating_point(W, H, None, log2_gain)
         columns = W.T.contiguous().to(self.device)
-        scales = self._scales(W)[1].to(self.device)[:, None].expand(-1, len(W) // CHUNK)
-        symbols = self._quantise(columns, scales, levels, log2_gain, None)
-        shape = (n, -1, CHUNK)
+        symbols = self._quantise(columns, [point], [len(W)], None)
         bits = empirical_bits(
-            symbols.reshape(shape), levels, self.codec.config.channels_share_tables
+            symbols.reshape(n, -1, CHUNK), point.levels, self.codec.config.channels_share_tables
         )
         return bits / symbols.size
 
@@ -123,12 +130,23 @@ class TransformCoding(LayerMethod):
             names = ", ".join(layer.name for layer in layers)
             raise CalibrationError(f"{names}: {error}") from error
 
-    def _levels(self, H: Tensor | None, n: int, log2_gain: float) -> np.ndarray:
-        usable = self.codec.usable_levels(log2_gain)
-        if H is None or usable == 1:
-            return np.zeros(n, dtype=np.uint8)
-        levels = importance_levels(H.diagonal(), self.codec.config.levels)
-        return np.minimum(levels.cpu().numpy(), usable - 1)
+    def _operating_point(
+        self, W: Tensor, H: Tensor | None, factor: LDL | None, log2_gain: float
+    ) -> OperatingPoint:
+        packed, scales = self._scales(W)
+        config = self.codec.config
+        levels = torch.zeros(len(scales), dtype=torch.uint8)
+        if config.gain_conditioned:
+            if factor is not None:
+                levels = waterfilled_levels(scales, factor.d.cpu(), config.levels)
+            # `log2_gain` is the mean over the columns, the stream's that of level 0.
+            log2_gain -= float(torch.tensor(config.level_offsets)[levels.long()].mean())
+        elif H is not None:
+            usable = self.codec.usable_levels(log2_gain)
+            levels = importance_levels(H.diagonal().cpu(), usable)
+        # The stream stores the gain in FP32; quantise with what a reader will read.
+        log2_gain = struct.unpack("<f", struct.pack("<f", log2_gain))[0]
+        return OperatingPoint(packed, scales, levels.numpy(), log2_gain)
 
     def _scales(self, W: Tensor) -> tuple[bytes, Tensor]:
         if self.scaling == "tensor":
@@ -143,25 +161,30 @@ class TransformCoding(LayerMethod):
     def _quantise(
         self,
         columns: Tensor,
-        scales: Tensor,
-        levels: np.ndarray,
-        log2_gain: float,
+        points: list[OperatingPoint],
+        sizes: list[int],
         factor: LDL | None,
     ) -> np.ndarray:
-        """Symbols [n, rows] of W^T in `columns`, which is overwritten with E^T."""
+        """Symbols [n, rows] of the stacked W^T in `columns`, which are overwritten with E^T."""
         n, rows = columns.shape
+        chunks = torch.tensor(sizes) // CHUNK
         symbols = torch.empty(n, rows, dtype=torch.int16, device=self.device)
-        level = torch.from_numpy(levels.astype(np.int64)).to(self.device)
+        scales = torch.stack([p.scales for p in points], 1).to(self.device)
+        scales = scales.repeat_interleave(chunks, 1)[:, :, None]
+        levels = torch.from_numpy(np.stack([p.levels for p in points], 1)).to(self.device)
+        levels = levels.repeat_interleave(chunks, 1)
+        gains = torch.tensor([p.log2_gain for p in points], device=self.device)
+        gains = gains.repeat_interleave(chunks)
         inverse = torch.where(scales > 0, scales.reciprocal(), torch.zeros_like(scales))
 
         def quantise(which: slice, target: Tensor) -> Tensor:
-            chunks = target.view(-1, rows // CHUNK, CHUNK) * inverse[which, :, None]
-            each = level[which, None].expand(-1, rows // CHUNK)
-            z = self.codec.analysis(chunks, each, log2_gain).round_()
+            level = levels[which].long()
+            gain = gains.expand(level.shape)
+            x = target.view(*level.shape, CHUNK) * inverse[which]
+            z = self.codec.analysis(x, level, gain).round_()
             z.clamp_(-_SYMBOL_LIMIT, _SYMBOL_LIMIT)
             symbols[which] = z.flatten(1).to(torch.int16)
-            restored = self.codec.synthesis(z, each, log2_gain) * scales[which, :, None]
-            return restored.reshape(target.shape)
+            return (self.codec.synthesis(z, level, gain) * scales[which]).reshape(target.shape)
 
         if factor is None:
             for start in range(0, n, _BATCH_COLUMNS):
@@ -191,13 +214,12 @@ class TransformCoding(LayerMethod):
         self,
         layer: LayerWeight,
         rows: np.ndarray,
-        levels: np.ndarray,
-        scale_bytes: bytes,
-        log2_gain: float,
+        point: OperatingPoint,
         errors: MeasuredErrors,
         bank: TableBank,
     ) -> bytes:
         symbols = np.ascontiguousarray(rows).reshape(len(rows), -1, CHUNK)
+        levels, log2_gain = point.levels, point.log2_gain
         count = int(levels.max()) + 1
         share = self.codec.config.channels_share_tables
         found = [self._prior(k, log2_gain) for k in range(count)]
@@ -218,7 +240,7 @@ class TransformCoding(LayerMethod):
             bank=bank,
             bank_tables=from_bank,
             extra={
-                kind: scale_bytes,
+                kind: point.scale_bytes,
                 Section.GAIN: struct.pack("<f", log2_gain),
                 Section.ERRORS: errors.to_bytes(),
             },
