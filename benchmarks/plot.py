@@ -66,8 +66,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         for calibrated in (True, False):
             found = {name: _select(rows, model, name, calibrated) for name in STYLE}
             for i, row in enumerate(found["ecsq"]):
-                cells = [f"{found[name][i]['kl_divergence']:.5f} / "
-                         f"{100 * found[name][i]['top1_agreement']:.1f} %" for name in STYLE]  # fmt: skip
+                cells = [_cell(found[name][i]) for name in STYLE]
                 kind = "calibrated" if calibrated else "data-free"
                 lines.append(
                     f"| {model} | {kind} | {row['asked']:g} | " + " | ".join(cells) + " |"
@@ -77,6 +76,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     )
     about += f"commit {last['commit']}, {last['date']}, {last['machine']}."
     return "\n".join([*lines, "", about, ""])
+
+
+def _cell(row: dict[str, Any]) -> str:
+    return f"{row['kl_divergence']:.5f} / {100 * row['top1_agreement']:.1f} %"
 
 
 def _select(rows: list[dict[str, Any]], model: str, method: str, calibrated: bool) -> list[dict]:

@@ -1,9 +1,10 @@
-"""Quality at equal bits: compresses a model in several ways and measures each against the original.
+r"""Quality at equal bits: a model compressed in several ways, each compared with the original.
 
-    python benchmarks/quality.py --model MODEL --calibration TEXT --text HELDOUT --output rows.jsonl
+    python benchmarks/quality.py --model MODEL --calibration TEXT --text HELDOUT \
+      --output rows.jsonl
 
-One JSON row for each method and rate. Everything goes through the command, as a user would do it.
-Rows that the file already has are not measured again, so that a stopped run goes on.
+One JSON row for each method and rate. Everything goes through the command, as a user would do
+it. Rows that the file already has are not measured again, so that a stopped run goes on.
 """
 
 from __future__ import annotations

@@ -59,7 +59,8 @@ def encode(values: NDArray[np.int64]) -> bytes:
     padded[: len(values)] = values
     rows = padded.reshape(blocks, BLOCK)
     candidates = np.arange(MAX_K + 1)
-    cost = (rows[:, :, None] >> candidates).sum(axis=1) + BLOCK * (1 + candidates)
+    sizes = np.minimum(BLOCK, len(values) - BLOCK * np.arange(blocks))
+    cost = (rows[:, :, None] >> candidates).sum(axis=1) + sizes[:, None] * (1 + candidates)
     ks = cost.argmin(axis=1) if blocks else np.zeros(0, dtype=np.int64)
     ks[rows.max(axis=1, initial=0) == 0] = ZERO_BLOCK
     k = np.repeat(ks, BLOCK)[: len(values)]
