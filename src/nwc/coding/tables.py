@@ -229,7 +229,7 @@ def to_bytes(tables: list[FrequencyTable]) -> bytes:
 
     Example:
         >>> len(to_bytes([FrequencyTable(-1, np.array([1024, 2048, 1024]))]))
-        11
+        9
     """
     firsts = np.array([t.first for t in tables], dtype="<i2").tobytes()
     sizes = np.array([len(t) - 1 for t in tables], dtype="u1").tobytes()
