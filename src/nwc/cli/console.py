@@ -28,7 +28,8 @@ from rich.progress import (
 
 from nwc.errors import BitstreamError, NWCError
 
-out = Console(highlight=False, soft_wrap=True)
+# Into a pipe or file go whole lines: only a terminal has a width to fit.
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 

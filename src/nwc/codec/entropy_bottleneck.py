@@ -45,7 +45,8 @@ class EntropyBottleneck(nn.Module):
             start = torch.log(torch.expm1(torch.tensor(1 / growth / outputs)))
             self.matrices.append(nn.Parameter(start.expand(channels, outputs, inputs).clone()))
             self.biases.append(nn.Parameter(torch.rand(channels, outputs, 1) - 0.5))
-            self.factors.append(nn.Parameter(torch.zeros(channels, outputs, 1)))
+            if outputs > 1:  # the last step has no non-linearity
+                self.factors.append(nn.Parameter(torch.zeros(channels, outputs, 1)))
 
     @property
     def channels(self) -> int:

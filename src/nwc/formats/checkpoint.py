@@ -32,13 +32,14 @@ class Checkpoint:
 
     Raises:
         FormatError: the folder is not a compressed checkpoint, or not one that this nwc reads.
+        BitstreamError: one of its files is damaged.
     """
 
     def __init__(self, path: str | Path, codec: str | Path | None = None) -> None:
         self.path = Path(path)
         if not self.path.is_dir():
             raise FormatError(f"{path} is not a folder; wanted a compressed checkpoint")
-        self.shards = [Shard(file) for file in self._files()]
+        self.shards = [_open_shard(file) for file in self._files()]
         self._places = {key: shard for shard in self.shards for key in shard.entries}
         self.facts = self._read_facts()
         self.codec = self._read_codec(None if codec is None else Path(codec))
@@ -247,6 +248,15 @@ class Checkpoint:
         config = json.loads(path.read_text())
         config.pop("quantization_config", None)
         return config
+
+
+def _open_shard(path: Path) -> Shard:
+    if not path.exists():
+        raise FormatError(f"shard {path.name} of {path.parent} is missing; fetch it again")
+    try:
+        return Shard(path)
+    except FormatError as error:
+        raise BitstreamError(str(error)) from error
 
 
 def is_compressed(folder: Path) -> bool:

@@ -74,6 +74,10 @@ class ShardWriter:
         self._entries[key] = {"dtype": dtype, "shape": shape, "data_offsets": [self.size, end]}
         self.size = end
 
+    def abandon(self) -> None:
+        """Stop writing; the file will not exist."""
+        self._scratch.close()
+
     def close(self, metadata: dict[str, str]) -> None:
         """Write header and tensors to the final path."""
         self._scratch.close()

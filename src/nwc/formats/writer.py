@@ -65,6 +65,8 @@ class FolderWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._shard is not None:
+            self._shard.abandon()
         shutil.rmtree(self._scratch, ignore_errors=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise FormatError(
