@@ -45,6 +45,8 @@ class Quality:
     """JSONL file to add rows to."""
     bits: tuple[float, ...] = (3.0, 4.0, 5.0, 6.0)
     """Bits per parameter over the compressed tensors."""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """Which of the methods."""
     context: int = 256
     """Tokens in a window of the held-out text."""
     max_tokens: int = 30_000
@@ -59,7 +61,7 @@ def run(config: Quality) -> None:
     done = {(r["model"], r["method"], r["calibrated"], r["asked"]) for r in rows}
     for calibrated in (True, False):
         for bits in config.bits:
-            for method in METHODS:
+            for method in config.methods:
                 if (config.model.name, method, calibrated, bits) not in done:
                     row = _measure(config, method, calibrated, bits)
                     with config.output.open("a") as file:
