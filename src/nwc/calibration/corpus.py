@@ -41,7 +41,7 @@ def read_text(source: str, characters: int) -> str:
             text = _join(_dataset(source), characters)
     except UnicodeDecodeError as error:
         raise CalibrationError(
-            f"{source} is not UTF-8 text ({error.reason} at byte {error.start}); convert it first"
+            f"{source} is not UTF-8 text ({error.reason}); convert it first"
         ) from error
     if not text.strip():
         raise CalibrationError(f"{source} holds no text; name a file with some")
