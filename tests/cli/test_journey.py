@@ -157,6 +157,15 @@ def test_a_codec_of_ones_own(nwc, llama, bare, tmp_path):
     assert nwc("verify", out, "--codec", tmp_path / "elsewhere.safetensors").code == 0
 
 
+def test_without_calibration_text_it_is_data_free_and_says_so(nwc, llama, tmp_path):
+    outcome = nwc("compress", llama, "--output", tmp_path / "out")
+    assert outcome.code == 0
+    assert "--calibration TEXT gives better quality" in outcome.err
+    assert nwc("compress", llama, "--output", tmp_path / "same", "--data-free").err == ""
+    stored = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "same")]
+    assert stored[0] == stored[1]
+
+
 def test_keep_leaves_tensors_alone(nwc, llama, tmp_path):
     out = tmp_path / "out"
     keep = ("--keep", "*layers.0.*", "--keep", "*down_proj*")

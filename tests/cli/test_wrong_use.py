@@ -75,8 +75,7 @@ def test_bits_out_of_range(attempt, bits):
     fails(attempt("--data-free", "--bits", bits), f"--bits is {bits}", "wanted 2 to 7")
 
 
-def test_calibration_or_not(attempt, text):
-    fails(attempt(), "--calibration TEXT", "--data-free")
+def test_calibration_excludes_data_free(attempt, text):
     fails(attempt("--data-free", "--calibration", text), "exclude each other")
 
 

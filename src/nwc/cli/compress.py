@@ -34,7 +34,7 @@ from nwc.errors import CalibrationError, ConfigError
 from nwc.formats.checkpoint import Checkpoint
 from nwc.formats.codec_file import load_codec
 from nwc.formats.shipped import shipped_codec
-from nwc.formats.writer import CheckpointWriter, FolderWriter
+from nwc.formats.writer import CheckpointWriter, FolderWriter, check_output
 from nwc.integrations.tokenizer import tokenizer_of
 from nwc.methods.base import LayerMethod
 from nwc.methods.registry import METHODS
@@ -63,7 +63,7 @@ class Compress(Command):
     calibration: Calibration = None
     """Text file, .jsonl file with "text" fields, or data set NAME[:CONFIG[:SPLIT]]."""
     data_free: bool = False
-    """Compress without calibration text."""
+    """Compress without calibration text; so it is, too, if neither is given."""
     calibration_tokens: int = 131_072
     """Tokens to calibrate with, at most."""
     context: Tokens = None
@@ -90,34 +90,22 @@ class Compress(Command):
         self._check()
         quiet_transformers()
         folder = find_model(self.model)
+        check_output(self.output, folder, overwrite=self.overwrite)
         source = SourceCheckpoint(folder)
         plan = make_plan(source, self.keep)
         for note in plan.notes:
             err.print(f"note: {note}", markup=False)
-        stream = None if self.data_free else self._stream(source, plan, folder)
+        if not (self.calibration or self.data_free):
+            err.print("note: compressing data-free; --calibration TEXT gives better quality")
+        stream = None if self.calibration is None else self._stream(source, plan, folder)
         method, reference = self._method()
-        bank, report = TableBank(), Report()
-        writer = CheckpointWriter(self.output, folder, overwrite=self.overwrite)
-        with writer:
+        with CheckpointWriter(self.output, folder, overwrite=self.overwrite) as writer:
             codec_bytes = writer.add_codec(method.codec, reference)
-            controller = self._controller(source, plan, method, codec_bytes)
-            kept = sorted(plan.kept, key=lambda k: -source.tensor_itemsize(k))
-            for key in kept:
+            for key in sorted(plan.kept, key=lambda k: -source.tensor_itemsize(k)):
                 writer.add(key, source.tensor(key))
-            steps = plan.parameters if stream is None else 2 * plan.parameters
-            with progress("compressing", steps) as advance:
-                share = 0.0
-                if stream is not None:
-                    assert plan.skeleton is not None
-                    share = plan.parameters / stream.batches / len(plan.skeleton.blocks)
-                layers = compress_model(
-                    source, plan, method, controller, bank,
-                    stream=stream, report=report, on_batch=lambda: advance(share),
-                )  # fmt: skip
-                sizes = {t.key: t.parameters for t in plan.tensors}
-                for layer in layers:
-                    writer.add_stream(layer.name, layer.data)
-                    advance(sizes[layer.name], layer.name)
+            controller = self._controller(source, plan, method, codec_bytes)
+            bank, report = TableBank(), Report()
+            self._compress(source, plan, method, controller, bank, stream, report, writer)
             writer.finish_checkpoint(bank, source.config, self._facts())
         for warning in report.warnings:
             err.print(f"warning: {warning}", markup=False)
@@ -126,22 +114,42 @@ class Compress(Command):
         self._summary(plan)
         return 0
 
+    def _compress(
+        self,
+        source: SourceCheckpoint,
+        plan: Plan,
+        method: LayerMethod,
+        controller: RateController,
+        bank: TableBank,
+        stream: BlockStream | None,
+        report: Report,
+        writer: CheckpointWriter,
+    ) -> None:
+        """Hand the pipeline's layers to the writer; the bar counts weights, twice if calibrated."""
+        sizes = {t.key: t.parameters for t in plan.tensors}
+        share = 0.0
+        if stream is not None:
+            share = plan.parameters / stream.batches / len(require_skeleton(plan).blocks)
+        steps = plan.parameters if stream is None else 2 * plan.parameters
+        with progress("compressing", steps) as advance:
+            layers = compress_model(
+                source, plan, method, controller, bank,
+                stream=stream, report=report, on_batch=lambda: advance(share),
+            )  # fmt: skip
+            for layer in layers:
+                writer.add_stream(layer.name, layer.data)
+                advance(sizes[layer.name], layer.name)
+
     def _check(self) -> None:
         if not MIN_BITS <= self.bits <= MAX_BITS:
             raise ConfigError(f"--bits is {self.bits}, wanted {MIN_BITS:g} to {MAX_BITS:g}")
         if self.data_free and self.calibration:
             raise ConfigError("--data-free and --calibration exclude each other; drop one")
-        if not self.data_free and not self.calibration:
-            raise ConfigError(
-                "no calibration text: give --calibration TEXT (better quality), or --data-free"
-            )
         if self.calibration_tokens < 1 or (self.context is not None and self.context < 2):
             raise ConfigError(
                 f"--calibration-tokens is {self.calibration_tokens} and --context {self.context}, "
                 "wanted at least 1 and 2"
             )
-        if self.output.exists() and not self.overwrite:
-            raise ConfigError(f"{self.output} exists; choose another --output or add --overwrite")
 
     def _stream(self, source: SourceCheckpoint, plan: Plan, folder: Path) -> BlockStream:
         skeleton = require_skeleton(plan)
@@ -185,7 +193,7 @@ class Compress(Command):
         with err.status("sampling the weights to find the step"):
             return RateController(
                 source, plan, method,
-                target=self.bits, calibrated=not self.data_free,
+                target=self.bits, calibrated=self.calibration is not None,
                 fixed_bytes=codec_bytes + _SHARED_HEADER_BYTES, profile=PROFILES[self.profile],
             )  # fmt: skip
 
@@ -194,7 +202,7 @@ class Compress(Command):
             "method": self.method,
             "preset": self.preset if self.method == "nwc" else None,
             "bits": self.bits,
-            "calibrated": not self.data_free,
+            "calibrated": self.calibration is not None,
             "nwc": nwc.__version__,
         }
 
