@@ -125,7 +125,7 @@ class Compress(Command):
         report: Report,
         writer: CheckpointWriter,
     ) -> None:
-        """Hand the pipeline's layers to the writer; the bar counts weights, twice if calibrated."""
+        """Hand the layers to the writer; the bar counts weights, twice if calibrated."""
         sizes = {t.key: t.parameters for t in plan.tensors}
         share = 0.0
         if stream is not None:
