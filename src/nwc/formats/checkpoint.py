@@ -18,7 +18,7 @@ from nwc.coding.rate import BitBudget, budget
 from nwc.coding.tables import TableBank
 from nwc.errors import BitstreamError, ConfigError, FormatError
 from nwc.formats import layout
-from nwc.formats.codec_file import fill, fingerprint, load_codec
+from nwc.formats.codec_file import fill_synthesis, fingerprint, load_codec
 from nwc.formats.shards import Shard
 from nwc.formats.shipped import shipped_codecs
 
@@ -90,14 +90,10 @@ class Checkpoint:
             codec = WeightCodec(CodecConfig.from_dict(about.get("config", {})))
         except ConfigError as error:
             raise FormatError(f"{self.path}: {error}") from error
-        codec.g_a = codec.density = None  # a reader has the synthesis half only
-        if codec.g_s is not None:
-            stored = {
-                key.removeprefix(layout.CODEC_PREFIX): shard.tensor(key)
-                for key, shard in self._places.items()
-                if key.startswith(layout.CODEC_PREFIX)
-            }
-            fill(codec.g_s, stored, str(self.path))
+        vector = torch.zeros(0, dtype=torch.float16)
+        if layout.CODEC_KEY in self._places:
+            vector = self._places[layout.CODEC_KEY].tensor(layout.CODEC_KEY)
+        fill_synthesis(codec, vector, str(self.path))
         return codec
 
     def _find_codec(self, about: dict[str, Any], given: Path | None) -> WeightCodec:
@@ -230,7 +226,7 @@ class Checkpoint:
             for key in shard.entries:
                 if key == layout.BANK_KEY:
                     tables += shard.data_size(key)
-                elif key.startswith(layout.CODEC_PREFIX):
+                elif key == layout.CODEC_KEY:
                     codec += shard.data_size(key)
                 else:
                     headers -= shard.entry_size(key)

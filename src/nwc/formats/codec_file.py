@@ -88,13 +88,33 @@ def fill(module: torch.nn.Module, tensors: dict[str, Tensor], where: str) -> Non
 def fingerprint(codec: WeightCodec) -> str:
     """XXH3-64 of config and synthesis transform, all that a reader needs."""
     digest = xxhash.xxh3_64(json.dumps(codec.config.to_dict(), sort_keys=True).encode())
-    for key, value in synthesis_tensors(codec).items():
-        digest.update(key.encode() + value.numpy().tobytes())
+    digest.update(synthesis_vector(codec).numpy().tobytes())
     return digest.hexdigest()
 
 
-def synthesis_tensors(codec: WeightCodec) -> dict[str, Tensor]:
-    """FP16 parameters of the synthesis transform."""
+def synthesis_vector(codec: WeightCodec) -> Tensor:
+    """Parameters of the synthesis transform in canonical order, FP16; empty if it has none."""
     if codec.g_s is None:
-        return {}
-    return {key: value.half().cpu() for key, value in codec.g_s.state_dict().items()}
+        return torch.zeros(0, dtype=torch.float16)
+    return torch.cat([p.detach().half().cpu().flatten() for p in codec.g_s.parameters()])
+
+
+def fill_synthesis(codec: WeightCodec, vector: Tensor, where: str) -> None:
+    """Inverse of `synthesis_vector`; what only an encoder needs is dropped.
+
+    Raises:
+        FormatError: the vector is not that of such a codec, or not finite.
+    """
+    codec.g_a = codec.density = None
+    wanted = 0 if codec.g_s is None else sum(p.numel() for p in codec.g_s.parameters())
+    if vector.dtype != torch.float16 or tuple(vector.shape) != (wanted,):
+        raise FormatError(
+            f"{where}: the synthesis transform is {vector.dtype} {list(vector.shape)}, wanted "
+            f"float16 [{wanted}]"
+        )
+    if not torch.isfinite(vector).all():
+        raise FormatError(f"{where}: the synthesis transform is not finite")
+    if codec.g_s is not None:
+        codec.g_s.requires_grad_(False)
+        torch.nn.utils.vector_to_parameters(vector.float(), codec.g_s.parameters())
+    codec.eval()

@@ -14,7 +14,9 @@ STREAM_SUFFIX = ".nwc"
 """A compressed tensor `key` is stored as U8 tensor `key.nwc`."""
 
 BANK_KEY = "nwc.tables"
-CODEC_PREFIX = "nwc.codec."
+CODEC_KEY = "nwc.codec"
+"""The synthesis transform: all its parameters in canonical order, one FP16 vector."""
+
 METADATA_KEY = "nwc"
 """Key of the JSON text in `__metadata__` of the shard that holds bank and codec."""
 
@@ -24,7 +26,7 @@ INDEX_FILE = "model.safetensors.index.json"
 
 def is_shared(key: str) -> bool:
     """Whether a stored name belongs to the file as a whole and not to a tensor."""
-    return key == BANK_KEY or key.startswith(CODEC_PREFIX)
+    return key in (BANK_KEY, CODEC_KEY)
 
 
 def check_version(version: object, where: str) -> None:

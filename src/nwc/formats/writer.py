@@ -20,7 +20,7 @@ from nwc.codec.model import WeightCodec
 from nwc.coding.tables import TableBank
 from nwc.errors import FormatError
 from nwc.formats import layout
-from nwc.formats.codec_file import fingerprint, synthesis_tensors
+from nwc.formats.codec_file import fingerprint, synthesis_vector
 from nwc.formats.shards import ShardWriter
 
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack"}
@@ -178,11 +178,11 @@ class CheckpointWriter(FolderWriter):
         if by_reference is not None:
             self._codec |= {"reference": by_reference, "fingerprint": fingerprint(codec)}
             return 0
-        size = 0
-        for key, value in synthesis_tensors(codec).items():
-            self.add(layout.CODEC_PREFIX + key, value)
-            size += value.numel() * 2 + 90 + len(key)
-        return size
+        vector = synthesis_vector(codec)
+        if not len(vector):
+            return 0
+        self.add(layout.CODEC_KEY, vector)
+        return 2 * len(vector) + 80
 
     def add_stream(self, key: str, data: bytes) -> None:
         """Store a compressed tensor."""
