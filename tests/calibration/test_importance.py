@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nwc.calibration.importance import importance_levels, waterfilled_levels
+from nwc.calibration.importance import FLOOR, importance_levels, waterfilled_levels
 
 
 @pytest.mark.parametrize("n", [1000, 4096])
@@ -29,16 +29,19 @@ def test_fewer_levels_and_small_layers():
 
 def test_waterfilling_equalises_contributions():
     generator = torch.Generator().manual_seed(0)
-    scales, d = (
-        torch.rand(500, generator=generator) + 0.1,
-        torch.rand(500, generator=generator) + 0.1,
-    )
+    scales, d = torch.rand(2, 500, generator=generator) + 0.1
     level = waterfilled_levels(scales, d, 16).float()
-    contribution = torch.log2(scales) + 0.5 * torch.log2(d) - level / 2
+    weight = d + FLOOR * d.mean()
+    contribution = torch.log2(scales) + 0.5 * torch.log2(weight) - level / 2
     assert contribution.max() - contribution.min() <= 0.5 + 1e-4
     assert level.min() == 0
     # Only ratios matter.
     assert torch.equal(level, waterfilled_levels(8 * scales, d / 5, 16).float())
+
+
+def test_quiet_inputs_are_not_left_out():
+    d = torch.tensor([1.0, 1e-9])
+    assert waterfilled_levels(torch.ones(2), d, 16).tolist() == [4, 0]
 
 
 def test_waterfilling_of_equals_is_flat():
@@ -46,8 +49,8 @@ def test_waterfilling_of_equals_is_flat():
 
 
 def test_waterfilling_keeps_the_important_end_of_a_wide_span():
-    d = 2.0 ** torch.arange(40)  # half an octave of gain apart
-    level = waterfilled_levels(torch.ones(40), d, 16)
+    scales = 2.0 ** (torch.arange(40) / 2)  # half an octave of gain apart
+    level = waterfilled_levels(scales, torch.ones(40), 16)
     assert level.tolist() == [0] * 24 + list(range(16))
 
 

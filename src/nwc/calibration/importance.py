@@ -14,6 +14,14 @@ QUANTILES = (0.9, 0.99, 0.999)
 """A column above the k-th quantile of diag H has level k + 1, the same for every tensor."""
 
 
+FLOOR = 0.1
+"""Multiple of mean d added to every d before water-filling.
+
+The calibration text decides which inputs are quiet; other text may be louder there, and at low
+rates a column that is left out altogether costs more than the quadratic loss says.
+"""
+
+
 def importance_levels(diagonal: Float[Tensor, " n"], levels: int) -> UInt8[Tensor, " n"]:
     """Level of every column: top 0.1 % -> 3, 1 % -> 2, 10 % -> 1, the rest 0.
 
@@ -53,10 +61,11 @@ def waterfilled_levels(
             that would fall below it have level 0.
 
     Example:
-        >>> waterfilled_levels(torch.ones(3), torch.tensor([1.0, 4.0, 16.0]), 16).tolist()
+        >>> waterfilled_levels(torch.tensor([1.0, 2.0, 4.0]), torch.ones(3), 16).tolist()
         [0, 2, 4]
     """
-    wanted = 2 * torch.log2(scales.double()) + torch.log2(d.double().to(scales.device))
+    d = d.double().to(scales.device)
+    wanted = 2 * torch.log2(scales.double()) + torch.log2(d + FLOOR * d.mean())
     wanted[scales <= 0] = -torch.inf
     level = (wanted - wanted.max()).round().nan_to_num(nan=-torch.inf)
     level = level.clamp_min(1 - levels) if levels > 1 else torch.zeros_like(level)
