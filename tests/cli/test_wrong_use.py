@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nwc.cli import compress
+from nwc.formats.checkpoint import Checkpoint
 
 
 def fails(outcome, *words, code=2):
@@ -189,6 +190,17 @@ def test_truncated_and_flipped_files(nwc, copy):
     assert [row for row in outcome.json["tensors"] if not row["ok"]]
     fails(nwc("decompress", copy, "--output", copy.parent / "out"), "checksum", code=1)
     assert not (copy.parent / "out").exists()
+
+
+def test_damage_of_tensors_stored_as_they_were(nwc, copy):
+    shard = Checkpoint(copy).shards[0]
+    start, _ = shard.entries["model.embed_tokens.weight"]["data_offsets"]
+    data = bytearray(shard.path.read_bytes())
+    data[shard.header_size + start + 99] ^= 1
+    shard.path.write_bytes(data)
+    outcome = nwc("verify", copy)
+    assert outcome.code == 1
+    assert "checksum of the kept tensors" in outcome.err
 
 
 def test_newer_version(nwc, copy):

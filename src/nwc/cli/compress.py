@@ -102,7 +102,7 @@ class Compress(Command):
         with CheckpointWriter(self.output, folder, overwrite=self.overwrite) as writer:
             codec_bytes = writer.add_codec(method.codec, reference)
             for key in sorted(plan.kept, key=lambda k: -source.tensor_itemsize(k)):
-                writer.add(key, source.tensor(key))
+                writer.add_kept(key, source.tensor(key))
             controller = self._controller(source, plan, method, codec_bytes)
             bank, report = TableBank(), Report()
             self._compress(source, plan, method, controller, bank, stream, report, writer)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rich.table import Table
@@ -12,7 +14,7 @@ from rich.table import Table
 from nwc.cli.arguments import CodecFile, Compressed
 from nwc.cli.console import Command, err, out, print_json, progress
 from nwc.coding.rate import BitBudget, ideal_bits
-from nwc.errors import NWCError
+from nwc.errors import BitstreamError, NWCError
 from nwc.formats.checkpoint import Checkpoint
 from nwc.kernels.backend import decode_tile
 
@@ -127,38 +129,25 @@ class Verify(Command):
         """See the class."""
         try:
             checkpoint = Checkpoint(self.model, self.codec)
-            keys = checkpoint.keys()
         except NWCError as error:
             return self._report([{"name": str(self.model), "ok": False, "error": str(error)}])
-        rows = []
+        keys = checkpoint.compressed_keys()
+        rows = [self._check("kept tensors", partial(_kept, checkpoint))]
         with (
             progress("verifying", len(keys)) as advance,
             ThreadPoolExecutor(os.cpu_count()) as executor,
         ):
             for key in keys:
-                rows.append(self._check(checkpoint, key, executor))
+                check = partial(_stream, checkpoint, key, executor)
+                rows.append(self._check(key, check))
                 advance(1, key)
         return self._report(rows)
 
-    def _check(
-        self, checkpoint: Checkpoint, key: str, executor: ThreadPoolExecutor
-    ) -> dict[str, Any]:
+    def _check(self, name: str, check: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         try:
-            if key not in checkpoint.compressed_keys():
-                checkpoint.kept(key)
-                return {"name": key, "ok": True}
-            tensor = checkpoint.compressed(key)
-            tensor.weight(executor=executor)
-            ideal = ideal_bits(tensor.stream, decode_tile)
-            return {
-                "name": key,
-                "ok": True,
-                "tiles": len(tensor.stream.tiles),
-                "payload_bits": 16 * tensor.stream.head.words,
-                "ideal_bits": ideal,
-            }
+            return {"name": name, "ok": True, **check()}
         except NWCError as error:
-            return {"name": key, "ok": False, "error": str(error)}
+            return {"name": name, "ok": False, "error": str(error)}
 
     def _report(self, rows: list[dict[str, Any]]) -> int:
         bad = [row for row in rows if not row["ok"]]
@@ -171,3 +160,22 @@ class Verify(Command):
             verdict = f"{len(bad)} of {len(rows)} tensors damaged" if bad else "everything intact"
             out.print(f"{self.model}: {verdict} ({tiles} tiles decoded)", markup=False)
         return 1 if bad else 0
+
+
+def _kept(checkpoint: Checkpoint) -> dict[str, Any]:
+    checkpoint.check_kept()
+    return {"tensors": len(checkpoint.kept_keys())}
+
+
+def _stream(checkpoint: Checkpoint, key: str, executor: ThreadPoolExecutor) -> dict[str, Any]:
+    tensor = checkpoint.compressed(key)
+    try:
+        tensor.weight(executor=executor)
+        ideal = ideal_bits(tensor.stream, decode_tile)
+    except BitstreamError as error:
+        raise BitstreamError(f"{key}: {error}") from error
+    return {
+        "tiles": len(tensor.stream.tiles),
+        "payload_bits": 16 * tensor.stream.head.words,
+        "ideal_bits": ideal,
+    }

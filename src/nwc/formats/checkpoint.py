@@ -19,6 +19,7 @@ from nwc.coding.tables import TableBank
 from nwc.errors import BitstreamError, ConfigError, FormatError
 from nwc.formats import layout
 from nwc.formats.codec_file import fill_synthesis, fingerprint, load_codec
+from nwc.formats.kept import KeptDigest
 from nwc.formats.shards import Shard
 from nwc.formats.shipped import shipped_codecs
 
@@ -157,6 +158,17 @@ class Checkpoint:
         if self._stored.get(key) != key:
             raise FormatError(f"{key} is not a kept tensor of {self.path}")
         return self._places[key].tensor(key)
+
+    def check_kept(self) -> None:
+        """Raise BitstreamError unless the hash over all kept tensors matches."""
+        digest = KeptDigest()
+        for key in self.kept_keys():
+            digest.add(key, self.kept(key))
+        if digest.hexdigest() != self.facts.get("kept"):
+            raise BitstreamError(
+                f"{self.path}: checksum of the kept tensors does not match: one of "
+                f"{', '.join(self.kept_keys()[:3])} ... is damaged"
+            )
 
     def tensor(
         self,

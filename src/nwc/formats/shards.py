@@ -40,6 +40,12 @@ _DTYPES = {
 MAX_HEADER_BYTES = 100_000_000
 
 
+def raw_bytes(tensor: Tensor) -> bytes:
+    """A tensor's elements as safetensors stores them."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+
+
 class ShardWriter:
     """Writes one safetensors file a tensor at a time.
 
@@ -66,9 +72,7 @@ class ShardWriter:
         else:
             if tensor.dtype not in _DTYPES:
                 raise FormatError(f"{key} has dtype {tensor.dtype}, which safetensors cannot hold")
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
-            dtype, shape = _DTYPES[tensor.dtype], list(tensor.shape)
+            data, dtype, shape = raw_bytes(tensor), _DTYPES[tensor.dtype], list(tensor.shape)
         self._scratch.write(data)
         end = self.size + len(data)
         self._entries[key] = {"dtype": dtype, "shape": shape, "data_offsets": [self.size, end]}

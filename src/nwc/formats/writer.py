@@ -21,6 +21,7 @@ from nwc.coding.tables import TableBank
 from nwc.errors import FormatError
 from nwc.formats import layout
 from nwc.formats.codec_file import fingerprint, synthesis_vector
+from nwc.formats.kept import KeptDigest
 from nwc.formats.shards import ShardWriter
 
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack"}
@@ -174,6 +175,7 @@ class CheckpointWriter(FolderWriter):
         Returns:
             Bytes that it takes, names included.
         """
+        self._kept = KeptDigest()
         self._codec: dict[str, Any] = {"config": codec.config.to_dict()}
         if by_reference is not None:
             self._codec |= {"reference": by_reference, "fingerprint": fingerprint(codec)}
@@ -183,6 +185,11 @@ class CheckpointWriter(FolderWriter):
             return 0
         self.add(layout.CODEC_KEY, vector)
         return 2 * len(vector) + 80
+
+    def add_kept(self, key: str, tensor: Tensor) -> None:
+        """Store a tensor as it is."""
+        self.add(key, tensor)
+        self._kept.add(key, tensor)
 
     def add_stream(self, key: str, data: bytes) -> None:
         """Store a compressed tensor."""
@@ -201,7 +208,12 @@ class CheckpointWriter(FolderWriter):
         version = f"{layout.MAJOR}.{layout.MINOR}"
         if bank.tables:
             self.add(layout.BANK_KEY, bank.to_bytes())
-        about = {"version": version, "codec": self._codec, **facts}
+        about = {
+            "version": version,
+            "codec": self._codec,
+            "kept": self._kept.hexdigest(),
+            **facts,
+        }
         if config is not None:
             config = {
                 **config,
