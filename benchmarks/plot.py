@@ -57,6 +57,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """KL divergence and top-1 agreement as Markdown."""
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
     last = rows[-1]
     lines = [
         "| Model | | Bits | " + " | ".join(label for *_, label in STYLE.values()) + " |",
@@ -74,12 +75,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     about = (
         f"KL divergence to the original (nats per token) / top-1 agreement. nwc {last['nwc']}, "
     )
-    about += f"commit {last['commit']}, {last['date']}, {last['machine']}."
+    about += f"commits {commits}, {last['date']}, {last['machine']}."
     return "\n".join([*lines, "", about, ""])
 
 
 def _cell(row: dict[str, Any]) -> str:
-    return f"{row['kl_divergence']:.5f} / {100 * row['top1_agreement']:.1f} %"
+    return f"{row['kl_divergence']:.3g} / {100 * row['top1_agreement']:.1f} %"
 
 
 def _select(rows: list[dict[str, Any]], model: str, method: str, calibrated: bool) -> list[dict]:

@@ -23,7 +23,7 @@ def test_tensor_is_compared_with_safetensors():
     found = bench_tensor(Ecsq(), 2.0, size=256, repeats=2)
     assert found["shape"] == [256, 256]
     assert found["decode"]["ratio_to_safetensors"] > 0
-    assert found["encode"]["seconds"] > 0
+    assert found["encode"]["ratio_to_safetensors"] > 0
     assert 3.5 < found["bits_per_parameter"] < 5
 
 
