@@ -92,10 +92,9 @@ def quiet_transformers() -> None:
 
 def run(command: Command) -> int:
     """Run a verb and turn what can go wrong into one line and an exit code."""
-    # A polite kill cleans up like Ctrl-C: half-written folders go, nothing else does.
-    signal.signal(signal.SIGTERM, _terminate)
     try:
-        return command.run()
+        with _one_interruption():
+            return command.run()
     except KeyboardInterrupt:
         err.print("interrupted; no output was written")
         return 130
@@ -116,5 +115,24 @@ def run(command: Command) -> int:
         return 2
 
 
-def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)
+@contextmanager
+def _one_interruption() -> Iterator[None]:
+    """Ctrl-C and a polite kill unwind, which removes half-written folders; more of them wait."""
+
+    def interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+        for signal_number in before:
+            signal.signal(signal_number, signal.SIG_IGN)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    # A shell starts background jobs deaf to Ctrl-C; they stay so.
+    before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
+    try:
+        for number in before:
+            signal.signal(number, interrupt)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

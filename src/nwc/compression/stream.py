@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nwc.calibration.hessian import HessianAccumulator
+from nwc.compression.features import FeatureFile
 from nwc.compression.plan import PlannedTensor, Skeleton
 from nwc.compression.source import SourceCheckpoint
 from nwc.errors import FormatError
@@ -79,42 +80,35 @@ class BlockStream:
             tensors: what is compressed, in the order of the blocks.
             on_batch: called after every batch of every block.
         """
-        self._load(self.skeleton.blocks[0])
-        hidden, arguments = self._first_inputs()
-        for number, block in enumerate(self.skeleton.blocks):
-            if number:
-                self._load(block)
-            members = [t for t in tensors if t.block == number]
-            recorder = _InputRecorder(block, members)
-            for features in hidden:
+        with FeatureFile() as features:
+            self._load(self.skeleton.blocks[0])
+            arguments = self._first_inputs(features)
+            for number, block in enumerate(self.skeleton.blocks):
+                if number:
+                    self._load(block)
+                recorder = _InputRecorder(block, [t for t in tensors if t.block == number])
                 rest, named = arguments[number]
-                output = block(features, *rest, **named)
-                features.copy_(output[0] if isinstance(output, tuple) else output)
-                on_batch()
-            groups = recorder.close()
-            _unload(block)
-            yield groups
+                for i in range(len(features)):
+                    output = block(features[i], *rest, **named)
+                    features[i] = output[0] if isinstance(output, tuple) else output
+                    on_batch()
+                groups = recorder.close()
+                _unload(block)
+                yield groups
 
     @property
     def batches(self) -> int:
         """Batches that go through every block."""
         return len(self._batches)
 
-    def _first_inputs(self) -> tuple[list[Tensor], list[_Arguments]]:
-        """What the first block receives for every batch, and every block's other arguments.
-
-        The features of all batches lie in one tensor, overwritten block after block: as single
-        tensors that come and go they would fragment the heap.
-        """
+    def _first_inputs(self, inputs: FeatureFile) -> list[_Arguments]:
+        """Every block's other arguments; what the first block receives goes into `inputs`."""
         model, blocks = self.skeleton.model, self.skeleton.blocks
         outside = [m for name, m in model.named_modules() if not self._in_blocks(name)]
         head = getattr(model, "get_output_embeddings", lambda: None)()
         for module in outside:
             if module is not head:
                 self._load(module, recurse=False)
-        count = sum(len(batch) for batch in self._batches)
-        places: list[Tensor] = []
-        hidden: list[Tensor] = []
         arguments: list[_Arguments] = [((), {}) for _ in blocks]
         handles = []
 
@@ -126,13 +120,10 @@ class BlockStream:
                 given = dict(kwargs)
                 features = args[0] if args else given.pop("hidden_states")
                 if k == 0:
-                    if not hidden:
-                        everything = features.new_empty(count, *features.shape[1:])
-                        places.extend(everything.split(len(features)))
-                    hidden.append(places[len(hidden)].copy_(features))
+                    inputs.append(features)
                 given = {n: v for n, v in given.items() if not n.startswith("past_key")}
                 arguments[k] = (args[1:], given)
-                if len(hidden) > 1:
+                if len(inputs) > 1:
                     raise _FirstBlockReached
 
             handles.append(block.register_forward_pre_hook(record, with_kwargs=True))
@@ -155,7 +146,7 @@ class BlockStream:
                 del block.forward  # back to the class's method
         for module in outside:
             _unload(module, recurse=False)
-        return hidden, arguments
+        return arguments
 
     def _in_blocks(self, name: str) -> bool:
         path = self.skeleton.blocks_path
