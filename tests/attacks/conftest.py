@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import crc32c
+import numpy as np
 import pytest
 import xxhash
 
+from nwc.coding.bitstream import encode
 from nwc.coding.container import Section
-from nwc.coding.tables import TableBank
+from nwc.coding.tables import FrequencyTable, TableBank
+from nwc.coding.tiling import Profile
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "v1"
 
@@ -123,3 +126,31 @@ def golden():
         shared = TableBank.from_bytes(bank.read_bytes()) if bank.exists() else None
         streams[path.stem] = (path.read_bytes(), shared)
     return streams
+
+
+TABLES = [[FrequencyTable(-64, np.full(128, 32))], [FrequencyTable(-32, np.full(64, 64))]]
+
+
+@pytest.fixture(scope="module")
+def symbols():
+    values = np.random.default_rng(0).integers(-32, 32, (12, 3, 16)).astype(np.int16)
+    values[[0, 5, 11], [0, 1, 2], [1, 7, 15]] = [77, -77, 99]
+    return values
+
+
+@pytest.fixture(scope="module")
+def stream(symbols):
+    """40 rows, 12 columns, two classes, three patches, six tiles."""
+    classes = (np.arange(12) % 2).astype(np.uint8)
+    profile = Profile(32, 128)
+    extra = {
+        Section.GAIN: struct.pack("<f", 1.0),
+        Section.SCALE: struct.pack("<f", 0.5),
+        Section.ERRORS: bytes(12),
+    }
+    return encode(symbols, classes, TABLES, rows=40, profile=profile, extra=extra)
+
+
+@pytest.fixture
+def parts(stream, forge):
+    return forge(stream)
