@@ -38,3 +38,10 @@ def test_a_layer_without_tokens_is_named():
     h.add(torch.full((3, 2), float("nan")))
     with pytest.raises(CalibrationError, match="3 tokens, all with non-finite inputs"):
         h.finish()
+
+
+def test_inputs_too_large_to_square_are_named():
+    h = HessianAccumulator(2, "mlp.up")
+    h.add(torch.full((3, 2), 1e30))
+    with pytest.raises(CalibrationError, match=r"mlp\.up saw inputs whose squares leave FP32"):
+        h.finish()

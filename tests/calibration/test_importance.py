@@ -59,3 +59,8 @@ def test_dead_columns_have_level_0():
     assert level.tolist() == [0, 0, 2]
     assert waterfilled_levels(torch.zeros(3), torch.ones(3), 16).tolist() == [0, 0, 0]
     assert waterfilled_levels(torch.rand(3), torch.rand(3), 1).tolist() == [0, 0, 0]
+
+
+def test_dead_columns_do_not_raise_the_floor():
+    scales, d = torch.tensor([1.0, 1.0, 0.0]), torch.tensor([1.0, 0.1, 1e9])
+    assert waterfilled_levels(scales, d, 16).tolist() == [3, 0, 0]

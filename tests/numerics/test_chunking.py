@@ -41,3 +41,12 @@ def test_chunks_run_down_the_columns():
 def test_the_last_chunk_is_padded_with_zeros(m):
     chunks = to_chunks(torch.ones(m, 2), torch.ones(2))
     assert chunks.sum() == 2 * m
+
+
+def test_subnormal_columns_are_dead():
+    W = torch.full((16, 2), 1e-39)
+    W[:, 1] = 2e-38
+    scales = column_scales(W)
+    assert scales[0] == 0
+    assert scales[1] > 0
+    assert torch.isfinite(to_chunks(W, scales)).all()

@@ -3,6 +3,8 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from nwc.codec.config import CodecConfig
 from nwc.errors import ConfigError, FormatError
@@ -110,3 +112,27 @@ def test_options_that_cannot_be(changes):
 def test_nothing_to_train(data, tmp_path):
     with pytest.raises(ConfigError, match="nothing to train"):
         Trainer(CodecConfig(kind="identity"), options(), data, tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda tensors, metadata: metadata.pop("step"),
+        lambda tensors, metadata: metadata.update(step="many"),
+        lambda tensors, metadata: tensors.pop("generator"),
+        lambda tensors, metadata: tensors.update(generator=torch.zeros(3)),
+        lambda tensors, metadata: tensors.pop(next(k for k in tensors if k.startswith("model."))),
+        lambda tensors, metadata: tensors.update(
+            {k: v[..., :0] for k, v in tensors.items() if k.startswith("model.") and v.dim()}
+        ),
+    ],
+)
+def test_a_checkpoint_that_lacks_something_is_damaged(damage, data, tmp_path):
+    path = tmp_path / "checkpoint"
+    Trainer(SHAPES["skip"], options(), data, path).run(io.StringIO(), lambda line: None)
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    damage(tensors, metadata)
+    save_file(tensors, path, metadata)
+    with pytest.raises(FormatError, match=r"is damaged .*leave out --resume"):
+        Trainer(SHAPES["skip"], options(), data, path).resume()

@@ -48,12 +48,18 @@ class HessianAccumulator:
         """The mean, in the memory of the sum: nothing can be added after it.
 
         Raises:
-            CalibrationError: the layer saw no usable token.
+            CalibrationError: the layer saw no usable token, or inputs too large to square.
         """
         if self.tokens == 0:
             seen = f"{self.non_finite} tokens, all with non-finite inputs"
             raise CalibrationError(
                 f"{self.name} saw {seen if self.non_finite else 'no tokens'}; "
                 "calibrate with other text, or with --data-free"
+            )
+        # A sum of squares is finite only if all products are.
+        if not torch.isfinite(self._sum.diagonal()).all():
+            raise CalibrationError(
+                f"{self.name} saw inputs whose squares leave FP32; the checkpoint or the "
+                "calibration text is broken; use --data-free"
             )
         return self._sum.div_(self.tokens)

@@ -64,11 +64,11 @@ def waterfilled_levels(
         >>> waterfilled_levels(torch.tensor([1.0, 2.0, 4.0]), torch.ones(3), 16).tolist()
         [0, 2, 4]
     """
-    d = d.double().to(scales.device)
-    wanted = 2 * torch.log2(scales.double()) + torch.log2(d + FLOOR * d.mean())
-    wanted[scales <= 0] = -torch.inf
-    level = (wanted - wanted.max()).round().nan_to_num(nan=-torch.inf)
-    level = level.clamp_min(1 - levels) if levels > 1 else torch.zeros_like(level)
-    alive = level[scales > 0]
-    lowest = alive.min() if len(alive) else level.new_zeros(())
-    return (level - lowest).clamp_min(0).to(torch.uint8)
+    result = torch.zeros(len(scales), dtype=torch.uint8)
+    alive = scales > 0
+    if levels > 1 and alive.any():
+        s, d = scales[alive].double(), d[alive].double()
+        wanted = 2 * torch.log2(s) + torch.log2(d + FLOOR * d.mean())
+        level = (wanted - wanted.max()).round().clamp_min(1 - levels)
+        result[alive] = (level - level.min()).to(torch.uint8)
+    return result

@@ -150,9 +150,7 @@ class TransformCoding(LayerMethod):
 
     def _scales(self, W: Tensor) -> tuple[bytes, Tensor]:
         if self.scaling == "tensor":
-            peak = float(W.abs().max())
-            rms = float((W / peak).square().mean().sqrt() * peak) if peak else 0.0
-            return scale_codes.pack_single(rms, W.shape[1])
+            return scale_codes.pack_single(float(column_scales(W.reshape(-1, 1))), W.shape[1])
         scales = column_scales(W)
         if self.scaling == "column_f16":
             return scale_codes.pack_f16(scales)

@@ -20,7 +20,7 @@ CHUNK = 16
 
 
 def column_scales(W: Float[Tensor, "m n"]) -> Float[Tensor, " n"]:
-    """Root mean square of every column; 0 for a dead column.
+    """Root mean square of every column; 0 for a dead one, subnormal weights included.
 
     The paper divides by the standard deviation without subtracting a mean, so the moment that
     makes the chunks unit-variance is the one about zero. It also keeps a one-row matrix alive,
@@ -34,7 +34,9 @@ def column_scales(W: Float[Tensor, "m n"]) -> Float[Tensor, " n"]:
     # Divide by the peak first: the squares of very small or large weights leave FP32.
     peak = W.abs().amax(dim=0)
     safe = torch.where(peak > 0, peak, torch.ones_like(peak))
-    return (W / safe).square().mean(dim=0).sqrt() * peak
+    scales = (W / safe).square().mean(dim=0).sqrt() * peak
+    # The reciprocal of a subnormal number may be infinite.
+    return torch.where(scales < torch.finfo(scales.dtype).tiny, 0.0, scales)
 
 
 def chunk_count(m: int) -> int:

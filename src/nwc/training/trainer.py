@@ -196,11 +196,19 @@ class Trainer:
             )
         names = [name for name, _ in self.codec.named_parameters()]
         state = self.optimizer.state_dict()
-        self.codec.load_state_dict({n: tensors[f"model.{n}"] for n in names})
-        state["state"] = {
-            i: {k: tensors[f"adam.{k}.{n}"] for k in ("step", "exp_avg", "exp_avg_sq")}
-            for i, n in enumerate(names)
-        }
-        self.optimizer.load_state_dict(state)
-        self.generator.set_state(tensors["generator"])
-        self.step = int(metadata["step"])
+        try:
+            step = int(metadata["step"])
+            weights = {n: tensors[f"model.{n}"] for n in names}
+            state["state"] = {
+                i: {k: tensors[f"adam.{k}.{n}"] for k in ("step", "exp_avg", "exp_avg_sq")}
+                for i, n in enumerate(names)
+            }
+            self.generator.set_state(tensors["generator"])
+            self.codec.load_state_dict(weights)
+            self.optimizer.load_state_dict(state)
+        except (KeyError, ValueError, RuntimeError, TypeError) as error:
+            raise FormatError(
+                f"{self.checkpoint} is damaged ({str(error).splitlines()[0]}); leave out --resume "
+                "to start again"
+            ) from error
+        self.step = step
