@@ -39,8 +39,11 @@ def compressed(llama, text, tmp_path_factory):
     """The Llama, calibrated, at 5 bits. Tests that damage it take a copy."""
     folder = tmp_path_factory.mktemp("compressed") / "llama"
     arguments = ["compress", llama, "--output", folder, "--bits", "5", "--calibration", text]
+    quick = ["--calibration-tokens", "4096", "--recovery-steps", "8"]
     with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in [*arguments, "--calibration-tokens", "4096"]])
+        main(
+            [str(a) for a in [*arguments, *quick]]
+        )
     assert not stop.value.code
     return folder
 

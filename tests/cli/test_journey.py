@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import nwc as package
 from nwc.cli import main as cli
 
-VERBS = ("compress", "decompress", "eval", "inspect", "verify", "train", "bench")
+VERBS = ("compress", "decompress", "eval", "inspect", "verify", "report", "train", "bench")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -92,8 +92,10 @@ def test_decompress_gives_an_ordinary_checkpoint(nwc, compressed, llama, text, t
         assert value.dtype == torch.float32
         error = (value - original[key].float()).norm() / original[key].float().norm()
         assert error < 0.4
-        if "layers" not in key or "norm" in key:
+        if "layers" not in key:
             assert error == 0
+        elif "norm" in key:  # fine-tuned a little
+            assert error < 0.1
     outcome = nwc("eval", out, "--text", text, "--max-tokens", "512", "--json")
     assert outcome.json["perplexity"] > 1
 

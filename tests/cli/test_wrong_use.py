@@ -236,17 +236,24 @@ def test_interruption_inside_leaves_nothing(attempt, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_leave_nothing(llama, text, tmp_path, number):
-    command = [sys.executable, "-m", "nwc", "compress", llama, "--output", tmp_path / "out"]
-    process = subprocess.Popen([*command, "--calibration", text], stderr=subprocess.DEVNULL)
-    for _ in range(600):  # until it has begun to write
-        if list(tmp_path.glob(".out.partial-*")) or process.poll() is not None:
+def test_a_signal_leaves_only_what_the_next_run_goes_on_with(nwc, llama, text, tmp_path, number):
+    options = ["--output", tmp_path / "out", "--calibration", text, "--recovery-steps", "8"]
+    command = [sys.executable, "-m", "nwc", "compress", llama, *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    for _ in range(600):  # until something is finished
+        if list(tmp_path.glob("out.work/units/*/group-*")) or process.poll() is not None:
             break
         time.sleep(0.05)
     for _ in range(3):  # an impatient user must not interrupt the cleaning up
         process.send_signal(number)
-    assert process.wait(60) == 128 + number
-    assert not list(tmp_path.iterdir())
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + number
+    assert "the same command goes on from there" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["out.work"]
+    again = nwc("compress", llama, *options)
+    assert again.code == 0
+    assert "going on with" in again.err
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_wrong_training_options(nwc, llama, tmp_path):

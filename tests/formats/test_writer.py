@@ -33,6 +33,7 @@ def write(output, source, count=3, **options):
         for i in range(count):
             writer.add(f"t{i}", torch.full((100,), float(i)))
         writer.finish({"model_type": "x"}, {"nwc": "{}"})
+        writer.publish()
 
 
 def test_the_folder_holds_weights_config_and_small_files(source, tmp_path):

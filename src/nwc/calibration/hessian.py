@@ -32,25 +32,43 @@ class HessianAccumulator:
         self.tokens = 0
         self.non_finite = 0
         self._sum = torch.zeros(n, n)
+        self._finished = False
+
+    @property
+    def n(self) -> int:
+        """Length of x."""
+        return len(self._sum)
 
     def add(self, inputs: Float[Tensor, "... n"]) -> None:
         """Add the inputs of some tokens; tokens with a non-finite entry are counted apart."""
-        x = inputs.detach().reshape(-1, self._sum.shape[0]).float()
+        x = inputs.detach().reshape(-1, self.n).float()
         # A sum is finite only if all its terms are; looking at sums makes no copy of x.
         if not torch.isfinite(x.sum(dim=1)).all():
             finite = torch.isfinite(x).all(dim=1)
             self.non_finite += int((~finite).sum())
             x = x[finite]
         self.tokens += len(x)
+        if self._sum.device != x.device:
+            self._sum = self._sum.to(x.device)
         self._sum.addmm_(x.T, x)
 
-    def finish(self) -> Float[Tensor, "n n"]:
-        """The mean, in the memory of the sum: nothing can be added after it.
+    def add_to(self, total: Float[Tensor, "n n"]) -> None:
+        """Add the sum so far to another one."""
+        total += self._sum.to(total.device)
+
+    def finish(self, prior: Float[Tensor, "n n"] | None = None) -> Float[Tensor, "n n"]:
+        """The mean, in the memory of the sum: nothing can be added after the first call.
+
+        Args:
+            prior: expected H; fewer tokens than H has rows leave it singular, and this takes the
+                place of the missing ones.
 
         Raises:
             CalibrationError: the layer saw no usable token, or inputs too large to square.
         """
-        if self.tokens == 0:
+        if self._finished:
+            return self._sum
+        if self.tokens == 0 and prior is None:
             seen = f"{self.non_finite} tokens, all with non-finite inputs"
             raise CalibrationError(
                 f"{self.name} saw {seen if self.non_finite else 'no tokens'}; "
@@ -62,4 +80,8 @@ class HessianAccumulator:
                 f"{self.name} saw inputs whose squares leave FP32; the checkpoint or the "
                 "calibration text is broken; use --data-free"
             )
-        return self._sum.div_(self.tokens)
+        self._finished = True
+        missing = 0 if prior is None else max(0, self.n - self.tokens)
+        if prior is not None and missing:
+            self._sum.add_(prior.to(self._sum.device), alpha=missing)
+        return self._sum.div_(self.tokens + missing)

@@ -1,46 +1,30 @@
-"""`nwc compress` and `nwc decompress`."""
+"""`nwc compress`."""
 
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-import nwc
-from nwc.calibration.corpus import token_windows
-from nwc.cli.arguments import (
-    DTYPES,
-    Calibration,
-    CodecFile,
-    Compressed,
-    Folder,
-    Model,
-    Patterns,
-    Tokens,
-    usable_device,
-)
-from nwc.cli.console import Command, err, out, print_json, progress, quiet_transformers
-from nwc.codec.model import WeightCodec
-from nwc.coding.tables import TableBank
-from nwc.coding.tiling import PROFILES
-from nwc.compression.pipeline import Report, compress_model
-from nwc.compression.plan import Plan, make_plan, require_skeleton
-from nwc.compression.rate_control import RateController
-from nwc.compression.source import SourceCheckpoint, find_model
-from nwc.compression.stream import BlockStream
-from nwc.errors import CalibrationError, ConfigError
+from nwc.cli.arguments import Calibration, CodecFile, Folder, Model, Patterns, Tokens
+from nwc.cli.console import Command, err, out, print_json, quiet_transformers, timed_bar
+from nwc.cli.plan_table import show_plan
+from nwc.cli.preparation import Preparation, prepare
+from nwc.cli.result import write_result
+from nwc.compression.executor import Executor, Inline, Job, Processes, RayCluster, threads
+from nwc.compression.pipeline import compress_model
+from nwc.compression.plan import Plan
+from nwc.compression.preflight import preflight
+from nwc.compression.source import find_model
+from nwc.compression.state import WorkFolder
+from nwc.compression.unit import UnitCompressor
+from nwc.errors import ConfigError
 from nwc.formats.checkpoint import Checkpoint
-from nwc.formats.codec_file import load_codec
-from nwc.formats.shipped import shipped_codec
-from nwc.formats.writer import CheckpointWriter, FolderWriter, check_output
-from nwc.integrations.tokenizer import tokenizer_of
-from nwc.methods.base import LayerMethod
-from nwc.methods.registry import METHODS
+from nwc.formats.writer import check_output
 
 MIN_BITS, MAX_BITS = 2.0, 7.0
-_SHARED_HEADER_BYTES = 550
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +40,8 @@ class Compress(Command):
     """Folder to make."""
     bits: float = 4.5
     """Bits per parameter over the compressed tensors, every overhead counted; 2 to 7."""
+    file_bits: float | None = None
+    """Instead of --bits: bits per parameter of the whole folder, kept tensors and all."""
     method: Literal["nwc", "ecsq"] = "nwc"
     """nwc: the learned codec; ecsq: entropy-coded uniform scalar quantisation."""
     preset: Literal["default", "paper"] = "default"
@@ -68,6 +54,14 @@ class Compress(Command):
     """Tokens to calibrate with, at most."""
     context: Tokens = None
     """Tokens in a calibration window; default: the model's, at most 2048."""
+    no_recovery: bool = False
+    """Leave out the fine-tuning of blocks, which calibration text otherwise brings."""
+    recovery: bool = False
+    """Fine-tune also the models that are better without by default (GPT-OSS)."""
+    recovery_steps: int = 64
+    """Fine-tuning steps after every group of layers."""
+    features: Literal["original", "compressed"] = "original"
+    """Inputs of a block: the original model's, or those after the compressed blocks before it."""
     keep: Patterns = ()
     """Pattern (* and ?) of tensors to leave as they are; may be given several times."""
     profile: Literal["balanced", "archive", "latency"] = "balanced"
@@ -77,13 +71,29 @@ class Compress(Command):
     codec_by_reference: bool = False
     """Leave the synthesis transform out of the files; readers need the same codec."""
     seed: int = 0
-    """Seed of everything random; nothing in the present methods is."""
+    """Seed of everything random: the order of text in fine-tuning."""
     device: str = "auto"
-    """Where to quantise: cpu, cuda, or auto."""
+    """Where to compute: cpu, cuda, or auto."""
+    workers: int = 1
+    """Blocks that are compressed at once, each by a process of its own."""
+    threads: int = 0
+    """Threads of each worker; 0 takes a quarter of the cores. More than --workers, part of what
+    decides the bytes."""
+    ray: str | None = None
+    """Address of a Ray cluster to compress on, instead of --workers."""
+    restart: bool = False
+    """Begin anew instead of going on with an interrupted run."""
+    dry_run: bool = False
+    """Print what would be done, and what it takes, and stop."""
     overwrite: bool = False
     """Replace an existing output."""
     json: bool = False
     """Print the result as JSON."""
+
+    @property
+    def thread_count(self) -> int:
+        """Threads of a worker."""
+        return self.threads or max(1, (os.cpu_count() or 1) // 4)
 
     def run(self) -> int:
         """See the class."""
@@ -91,171 +101,137 @@ class Compress(Command):
         quiet_transformers()
         folder = find_model(self.model)
         check_output(self.output, folder, overwrite=self.overwrite)
-        source = SourceCheckpoint(folder)
-        plan = make_plan(source, self.keep)
-        for note in plan.notes:
-            err.print(f"note: {note}", markup=False)
-        if not (self.calibration or self.data_free):
-            err.print("note: compressing data-free; --calibration TEXT gives better quality")
-        stream = None if self.calibration is None else self._stream(source, plan, folder)
-        method, reference = self._method()
-        with CheckpointWriter(self.output, folder, overwrite=self.overwrite) as writer:
-            codec_bytes = writer.add_codec(method.codec, reference)
-            for key in sorted(plan.kept, key=lambda k: -source.tensor_itemsize(k)):
-                writer.add_kept(key, source.tensor(key))
-            controller = self._controller(source, plan, method, codec_bytes)
-            bank, report = TableBank(), Report()
-            self._compress(source, plan, method, controller, bank, stream, report, writer)
-            writer.finish_checkpoint(bank, source.config, self._facts())
-        for warning in report.warnings:
+        with threads(self.thread_count):
+            preparation = prepare(self, folder)
+            if self.dry_run:
+                show_plan(preparation, as_json=self.json)
+                return 0
+            if preparation.open_work(restart=self.restart):
+                err.print(f"note: going on with {preparation.work.path}", markup=False)
+            work, done = preparation.work, False
+            try:
+                warnings = self._compress(preparation)
+                done = True
+            except (KeyboardInterrupt, SystemExit):
+                if not work.is_empty:
+                    err.print(
+                        f"note: what is finished lies in {work.path}; the same command goes on "
+                        "from there, with --restart it begins anew",
+                        markup=False,
+                    )
+                raise
+            finally:
+                work.close(remove=done or work.is_empty)
+        for warning in warnings:
             err.print(f"warning: {warning}", markup=False)
-        for name, damping in report.damping.items():
-            err.print(f"note: {name} needed damping {damping} of mean(diag H)", markup=False)
-        self._summary(plan)
+        self._summary(preparation)
         return 0
 
-    def _compress(
-        self,
-        source: SourceCheckpoint,
-        plan: Plan,
-        method: LayerMethod,
-        controller: RateController,
-        bank: TableBank,
-        stream: BlockStream | None,
-        report: Report,
-        writer: CheckpointWriter,
-    ) -> None:
-        """Hand the layers to the writer; the bar counts weights, twice if calibrated."""
-        sizes = {t.key: t.parameters for t in plan.tensors}
-        share = 0.0
-        if stream is not None:
-            share = plan.parameters / stream.batches / len(require_skeleton(plan).blocks)
-        steps = plan.parameters if stream is None else 2 * plan.parameters
-        with progress("compressing", steps) as advance:
-            layers = compress_model(
-                source, plan, method, controller, bank,
-                stream=stream, report=report, on_batch=lambda: advance(share),
-            )  # fmt: skip
-            for layer in layers:
-                writer.add_stream(layer.name, layer.data)
-                advance(sizes[layer.name], layer.name)
+    def _compress(self, preparation: Preparation) -> list[str]:
+        """Do what is left to do and put the output in place; returns warnings."""
+        plan, work, job = preparation.plan, preparation.work, preparation.job
+        compressor = job.compressor(preparation.source, plan)
+        finished = FinishedWeights(plan, work)
+        forecast = preflight(plan, preparation.source, job, preparation.windows)
+        with timed_bar("compressing", plan.parameters, forecast.seconds) as show:
+
+            def on_progress(note: str) -> None:
+                show(finished(), note)
+
+            with self._executor(job, compressor, on_progress) as executor:
+                units = list(
+                    compress_model(
+                        plan, work, executor,
+                        stream=compressor.stream, drifted=job.drifted, on_progress=on_progress,
+                    )
+                )  # fmt: skip
+        return write_result(preparation, units)
+
+    @contextmanager
+    def _executor(
+        self, job: Job, compressor: UnitCompressor, on_progress: Callable[[str], None]
+    ) -> Iterator[Executor]:
+        executor: Executor
+        if self.ray is not None:
+            executor = RayCluster(job, self.ray)
+        elif self.workers > 1:
+            executor = Processes(job, self.workers)
+        else:
+            executor = Inline(compressor, on_progress)
+        try:
+            yield executor
+        finally:
+            executor.close()
 
     def _check(self) -> None:
         if not MIN_BITS <= self.bits <= MAX_BITS:
             raise ConfigError(f"--bits is {self.bits}, wanted {MIN_BITS:g} to {MAX_BITS:g}")
         if self.data_free and self.calibration:
             raise ConfigError("--data-free and --calibration exclude each other; drop one")
+        if self.recovery and (self.no_recovery or not self.calibration):
+            raise ConfigError("--recovery wants --calibration, and no --no-recovery beside it")
+        if self.features == "compressed" and not self.calibration:
+            raise ConfigError("--features compressed wants --calibration")
         if self.calibration_tokens < 1 or (self.context is not None and self.context < 2):
             raise ConfigError(
                 f"--calibration-tokens is {self.calibration_tokens} and --context {self.context}, "
                 "wanted at least 1 and 2"
             )
-
-    def _stream(self, source: SourceCheckpoint, plan: Plan, folder: Path) -> BlockStream:
-        skeleton = require_skeleton(plan)
-        limit = getattr(skeleton.model.config, "max_position_embeddings", None) or 2048
-        context = self.context or min(2048, limit)
-        if context > limit:
-            raise ConfigError(f"--context is {context}, the model takes at most {limit} tokens")
-        assert self.calibration is not None
-        windows = token_windows(
-            self.calibration, tokenizer_of(folder), tokens=self.calibration_tokens, context=context
-        )
-        vocabulary = skeleton.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-        if int(windows.max()) >= vocabulary:
-            raise CalibrationError(
-                f"the tokenizer gives token {int(windows.max())}, the model knows {vocabulary}: "
-                f"the tokenizer files in {folder} belong to another model"
+        if self.workers < 1 or self.threads < 0 or self.recovery_steps < 1:
+            raise ConfigError(
+                f"--workers is {self.workers}, --threads {self.threads}, --recovery-steps "
+                f"{self.recovery_steps}; wanted at least 1, 0 and 1"
             )
-        return BlockStream(source, skeleton, windows)
+        if self.ray is not None and self.workers > 1:
+            raise ConfigError("--ray and --workers exclude each other; drop one")
+        if self.features == "compressed" and (self.workers > 1 or self.ray is not None):
+            raise ConfigError(
+                "--features compressed makes every block wait for the one before it; "
+                "drop --workers and --ray"
+            )
+        if not (self.calibration or self.data_free):
+            err.print("note: compressing data-free; --calibration TEXT gives better quality")
 
-    def _method(self) -> tuple[LayerMethod, str | None]:
-        """The method, and the name of its codec if the file shall only refer to it."""
-        device = usable_device(self.device)
-        profile = PROFILES[self.profile]
-        if self.method == "ecsq":
-            if self.codec or self.codec_by_reference:
-                raise ConfigError(
-                    "method ecsq has no codec; drop --codec and --codec-by-reference"
-                )
-            return METHODS["ecsq"](None, profile, device), None
-        codec, name = self._codec()
-        return METHODS["nwc"](codec, profile, device), name if self.codec_by_reference else None
-
-    def _codec(self) -> tuple[WeightCodec, str]:
-        if self.codec is not None:
-            return load_codec(self.codec), self.codec.stem
-        return shipped_codec(self.preset, self.bits)
-
-    def _controller(
-        self, source: SourceCheckpoint, plan: Plan, method: LayerMethod, codec_bytes: int
-    ) -> RateController:
-        with err.status("sampling the weights to find the step"):
-            return RateController(
-                source, plan, method,
-                target=self.bits, calibrated=self.calibration is not None,
-                fixed_bytes=codec_bytes + _SHARED_HEADER_BYTES, profile=PROFILES[self.profile],
-            )  # fmt: skip
-
-    def _facts(self) -> dict[str, object]:
-        return {
-            "method": self.method,
-            "preset": self.preset if self.method == "nwc" else None,
-            "bits": self.bits,
-            "calibrated": self.calibration is not None,
-            "nwc": nwc.__version__,
-        }
-
-    def _summary(self, plan: Plan) -> None:
+    def _summary(self, preparation: Preparation) -> None:
         from nwc.cli.inspect import inspection  # noqa: PLC0415  (a verb beside this one)
 
-        found = inspection(Checkpoint(self.output, self.codec))
+        checkpoint = Checkpoint(self.output, self.codec)
+        found = inspection(checkpoint)
         bits = found["bits_per_parameter"]
         if self.json:
-            print_json({"output": str(self.output), **found})
+            print_json({"output": str(self.output), "hash": checkpoint.facts["hash"], **found})
             return
         out.print(
             f"{self.output}: {bits['tensors']:.3f} bits per parameter over "
-            f"{plan.parameters:,} compressed weights, {bits['file']:.3f} over the whole folder "
-            f"({found['file_bytes']:,} bytes)",
+            f"{preparation.plan.parameters:,} compressed weights, {bits['file']:.3f} over the "
+            f"whole folder ({found['file_bytes']:,} bytes), hash {checkpoint.facts['hash']}",
             markup=False,
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Decompress(Command):
-    """Turn a compressed folder back into an ordinary checkpoint.
+class FinishedWeights:
+    """Counts what is on disk, looking at every file once.
 
-    Example: nwc decompress OUT --output MODEL-restored
+    Args:
+        plan: what is compressed.
+        work: the run's state.
     """
 
-    model: Compressed
-    """Compressed folder."""
-    output: Folder
-    """Folder to make."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Of all floating-point tensors."""
-    codec: CodecFile = None
-    """Codec file, for a folder that only refers to one that is not shipped."""
-    overwrite: bool = False
-    """Replace an existing output."""
+    def __init__(self, plan: Plan, work: WorkFolder) -> None:
+        self._units = [{t.name: t.parameters for t in unit} for unit in plan.units]
+        self._work = work
+        self._seen: dict[str, int] = {}
+        self._first = 0
 
-    def run(self) -> int:
-        """See the class."""
-        checkpoint = Checkpoint(self.model, self.codec)
-        config = checkpoint.config()
-        if config is not None:
-            config["dtype"] = self.dtype
-            config.pop("torch_dtype", None)
-        keys = checkpoint.keys()
-        with (
-            FolderWriter(self.output, self.model, overwrite=self.overwrite) as writer,
-            ThreadPoolExecutor(os.cpu_count()) as executor,
-            progress("decompressing", len(keys)) as advance,
-        ):
-            for key in keys:
-                writer.add(key, checkpoint.tensor(key, DTYPES[self.dtype], executor=executor))
-                advance(1, key)
-            writer.finish(config, {})
-        out.print(f"{self.output}: {len(keys)} tensors in {self.dtype}", markup=False)
-        return 0
+    def __call__(self) -> int:
+        """Weights that are compressed."""
+        for unit in range(self._first, len(self._units)):
+            complete = self._work.is_finished(unit)
+            for name in self._work.group_files(unit):
+                if name not in self._seen:
+                    facts = self._work.read_facts(name)
+                    assert facts is not None
+                    self._seen[name] = sum(self._units[unit][key] for key in facts["tensors"])
+            if complete and unit == self._first:
+                self._first += 1
+        return sum(self._seen.values())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -80,6 +81,50 @@ def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
                 bar.update(task, note=note)
 
         yield advance
+
+
+@contextmanager
+def timed_bar(title: str, total: int, seconds: float) -> Iterator[Callable[[float, str], None]]:
+    """A bar for long work whose duration was forecast; gives show(done, note).
+
+    The time left follows the forecast until a tenth is done, and from then on what was seen.
+    """
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[left]} left"),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task(title, total=total, note="", left=duration(seconds))
+        start, before = time.monotonic(), None
+
+        def show(done: float, note: str) -> None:
+            nonlocal before
+            before = done if before is None else before  # of an earlier run
+            spent = time.monotonic() - start
+            share = (done - before) / max(1, total - before)
+            expected = seconds if share < 0.1 else spent / share
+            left = duration(max(0.0, expected - spent))
+            bar.update(task, completed=done, left=left)
+            if note:
+                bar.update(task, note=note)
+
+        yield show
+
+
+def duration(seconds: float) -> str:
+    """A length of time to be read.
+
+    Example:
+        >>> duration(7.4), duration(320), duration(86400)
+        ('7 s', '5 min', '24.0 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def quiet_transformers() -> None:

@@ -9,10 +9,12 @@ import tyro
 
 import nwc
 from nwc.cli.bench import Bench
-from nwc.cli.compress import Compress, Decompress
+from nwc.cli.compress import Compress
 from nwc.cli.console import run
+from nwc.cli.decompress import Decompress
 from nwc.cli.evaluate import Eval
 from nwc.cli.inspect import Inspect, Verify
+from nwc.cli.report import Report
 from nwc.cli.train import Train
 
 Verb = (
@@ -21,6 +23,7 @@ Verb = (
     | Annotated[Eval, tyro.conf.subcommand("eval")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
 )

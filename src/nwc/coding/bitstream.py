@@ -147,6 +147,35 @@ def _table_sections(
     )
 
 
+def rebank(data: bytes, old: TableBank, new: TableBank) -> bytes:
+    """The same stream with its shared tables in another bank.
+
+    Streams that are coded apart, each with a bank of its own, join one file this way.
+
+    Args:
+        data: a stream.
+        old: the bank it was coded with.
+        new: where its shared tables are put; those that find no room become the stream's own.
+
+    Example:
+        >>> table = FrequencyTable(0, np.array([4096]))
+        >>> old, new = TableBank(), TableBank()
+        >>> data = encode(np.zeros((1, 1, 16), np.int16), np.zeros(1, np.uint8), [[table]],
+        ...               rows=16, bank=old, bank_tables=frozenset({table.key}))
+        >>> len(rebank(data, old, new)) == len(data), len(new.tables)
+        (True, 1)
+    """
+    container = unpack(data)
+    stored = container.section(Section.TABLES)
+    own = from_bytes(stored[2:], int.from_bytes(stored[:2], "little"))
+    places = np.frombuffer(container.section(Section.TABLE_MAP), dtype="<u2").tolist()
+    tables = [(old.tables if p & BANK_BIT else own)[p & ~BANK_BIT] for p in places]
+    shared = frozenset(t.key for t, p in zip(tables, places, strict=True) if p & BANK_BIT)
+    sections = {Section(kind): bytes(section) for kind, section in container.sections.items()}
+    sections[Section.TABLES], sections[Section.TABLE_MAP] = _table_sections([tables], new, shared)
+    return pack(container.head, sections, [container.payload.tobytes()])
+
+
 class Bitstream:
     """A parsed and checked stream; nothing is decoded until asked for.
 

@@ -138,7 +138,10 @@ def from_counts(first: int, counts: NDArray[np.int64]) -> FrequencyTable:
             end = other
         low, high = (low + 1, high) if end == low else (low, high - 1)
     kept = quantise(counts[low : high + 1].astype(np.float64))
-    return FrequencyTable(first + low, kept)
+    # With all but nothing beside the mode, rounding to units may cost more than patches do.
+    alone = FrequencyTable(first + int(np.argmax(counts)), np.array([TOTAL]))
+    candidates = (FrequencyTable(first + low, kept), alone)
+    return min(candidates, key=lambda table: cost(table, first, counts))
 
 
 def from_probabilities(first: int, pmf: NDArray[np.float64]) -> FrequencyTable:

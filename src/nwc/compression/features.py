@@ -2,64 +2,74 @@
 
 from __future__ import annotations
 
-import tempfile
-from types import TracebackType
-from typing import Self
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
 class FeatureFile:
-    """Equally shaped batches of features in a temporary file, read and replaced one by one.
+    """Equally shaped batches of features in a file, read and written one by one.
 
-    Example:
-        >>> with FeatureFile() as features:
-        ...     features.append(torch.ones(2, 3))
-        ...     features[0] = features[0] + 1
-        ...     features[0].tolist(), len(features)
-        ([[2.0, 2.0, 2.0], [2.0, 2.0, 2.0]], 1)
+    Args:
+        path: the file.
+        batches: how many it holds.
+        shape: of one batch.
+        dtype: of all.
     """
 
-    def __init__(self) -> None:
-        # Closed by this class, which is a context manager itself.
-        self._file = tempfile.TemporaryFile(prefix="nwc-features-")  # noqa: SIM115
-        self._count = 0
-        self._shape = torch.Size()
-        self._dtype = torch.float32
+    path: Path
+    batches: int
+    shape: torch.Size
+    dtype: torch.dtype
 
-    def __enter__(self) -> Self:
-        return self
+    @property
+    def batch_bytes(self) -> int:
+        """Bytes of one batch."""
+        return self.shape.numel() * self.dtype.itemsize
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
+    @property
+    def complete(self) -> bool:
+        """Whether the file is there with all its batches."""
+        wanted = self.batches * self.batch_bytes
+        return self.path.exists() and self.path.stat().st_size == wanted
 
-    def __len__(self) -> int:
-        return self._count
-
-    def append(self, batch: Tensor) -> None:
-        """Add a batch; the first one sets the shape of all."""
-        if not self._count:
-            self._shape, self._dtype = batch.shape, batch.dtype
-        self._count += 1
-        self[self._count - 1] = batch
-
-    def __setitem__(self, i: int, batch: Tensor) -> None:
-        assert batch.shape == self._shape
-        data = batch.detach().to(self._dtype).cpu().contiguous().view(-1).view(torch.uint8)
-        self._file.seek(i * data.numel())
-        self._file.write(data.numpy().data)
+    def writer(self) -> FeatureWriter:
+        """Writes all batches in order; the file appears when the last one is there."""
+        return FeatureWriter(self)
 
     def __getitem__(self, i: int) -> Tensor:
-        if not 0 <= i < self._count:
+        if not 0 <= i < self.batches:
             raise IndexError(i)
-        size = self._shape.numel() * self._dtype.itemsize
-        self._file.seek(i * size)
-        data = np.frombuffer(bytearray(self._file.read(size)), dtype=np.uint8)
-        return torch.from_numpy(data).view(self._dtype).view(self._shape)
+        with self.path.open("rb") as file:
+            file.seek(i * self.batch_bytes)
+            data = np.frombuffer(bytearray(file.read(self.batch_bytes)), dtype=np.uint8)
+        return torch.from_numpy(data).view(self.dtype).view(self.shape)
+
+
+class FeatureWriter:
+    """See `FeatureFile.writer`."""
+
+    def __init__(self, target: FeatureFile) -> None:
+        self.target = target
+        self._written = 0
+        self._partial = target.path.with_suffix(".partial")
+        self._file = self._partial.open("wb")
+
+    def append(self, batch: Tensor) -> None:
+        """Write the next batch."""
+        assert batch.shape == self.target.shape
+        data = batch.detach().to(self.target.dtype).cpu().contiguous().view(-1).view(torch.uint8)
+        self._file.write(data.numpy().data)
+        self._written += 1
+        if self._written == self.target.batches:
+            self._file.close()
+            self._partial.replace(self.target.path)
+
+    def abandon(self) -> None:
+        """Stop writing; an unfinished file is removed."""
+        self._file.close()
+        self._partial.unlink(missing_ok=True)

@@ -1,121 +1,137 @@
-"""The generator at the heart of `nwc compress`: a plan in, compressed layers out.
+"""The generator at the heart of `nwc compress`: a plan in, compressed units out.
 
-It yields and does not write; whoever iterates decides where the layers go.
+It yields and does not write the file; whoever iterates decides where the layers go.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from nwc.coding.tables import TableBank
+from nwc.compression.executor import Executor
 from nwc.compression.plan import Plan
-from nwc.compression.rate_control import RateController
-from nwc.compression.source import SourceCheckpoint
-from nwc.compression.stream import BlockStream, Group
-from nwc.methods.base import CompressedLayer, LayerMethod, LayerWeight
-from nwc.numerics.ldlq import DAMPING_LADDER
+from nwc.compression.state import FinishedGroup, WorkFolder
+from nwc.compression.stream import BlockStream
+from nwc.compression.unit import forward, visible
+from nwc.errors import NWCError
 
-TOLERANCE = 0.002
-"""Relative deviation from the target below which the last group is not compressed again."""
-
-RETRIES = 4
-"""How often the last group is compressed again at most."""
+_POLL_S = 0.5
+_ATTEMPTS = 3
+"""How often a unit is begun before a dying worker ends the run."""
 
 
-@dataclass
-class Report:
-    """What happened while compressing.
+@dataclass(frozen=True, kw_only=True)
+class CompressedUnit:
+    """A finished unit; its streams are read when asked for.
 
     Args:
-        warnings: for the user.
-        damping: layer -> multiple of mean(diag H), where more than the first rung was needed.
+        number: in `Plan.units`.
+        block: its decoder block, if it is one.
+        work: where it lies.
     """
 
-    warnings: list[str] = field(default_factory=list)
-    damping: dict[str, float] = field(default_factory=dict)
+    number: int
+    block: int | None
+    work: WorkFolder
+
+    def groups(self) -> Iterator[FinishedGroup]:
+        """What was compressed, in order."""
+        for i in range(len(self.work.group_files(self.number))):
+            group = self.work.read_group(self.number, i)
+            assert group is not None
+            yield group
+
+    def tuned(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+        """Kept tensors that fine-tuning changed, and what it did after each stage."""
+        found = self.work.read_tensors(self.work.unit_file(self.number, "finished"))
+        assert found is not None
+        return found
 
 
 def compress_model(
-    source: SourceCheckpoint,
     plan: Plan,
-    method: LayerMethod,
-    controller: RateController,
-    bank: TableBank,
+    work: WorkFolder,
+    executor: Executor,
     *,
     stream: BlockStream | None = None,
-    report: Report | None = None,
-    on_batch: Callable[[], None] = lambda: None,
-) -> Iterator[CompressedLayer]:
-    """Compress everything that is planned.
+    drifted: bool = False,
+    on_progress: Callable[[str], None] = lambda note: None,
+) -> Iterator[CompressedUnit]:
+    """Compress everything that is planned and not finished yet; units come in order.
 
     Args:
-        source: the checkpoint.
         plan: what to compress.
-        method: how.
-        controller: which gain to use.
-        bank: tables that the layers share; complete when the iteration ends.
-        stream: calibration; None compresses without (data-free).
-        report: filled as the work goes on.
-        on_batch: called as calibration advances.
+        work: the run's state.
+        executor: where units are compressed.
+        stream: calibration, if there is any.
+        drifted: blocks depend on the compressed ones before them.
+        on_progress: called now and then with what is being done.
     """
-    report = Report() if report is None else report
-    groups: Iterator[list[Group]]
-    if stream is None:
-        groups = ([Group(tensors=[t], hessian=None)] for t in plan.tensors)
-    else:
-        groups = stream.groups(plan.tensors, on_batch)
-    left = len(plan.tensors)
-    for block in groups:
-        while block:
-            # Each group's Hessian is released before the next one is worked on.
-            group = block.pop(0)
-            left -= len(group.tensors)
-            H = None if stream is None else _hessian(group, report)
-            layers = [
-                LayerWeight(
-                    name=t.key, W=source.matrix(t.key, t.transposed), transposed=t.transposed
-                )
-                for t in group.tensors
-            ]
-            results = _on_target(method, layers, H, controller, bank, last=left == 0)
-            for result in results:
-                if result.errors.damping > DAMPING_LADDER[0]:
-                    report.damping[result.name] = result.errors.damping
-            yield from results
+    count = len(plan.units)
+    blocks = [unit[0].block for unit in plan.units]
+    pending = [unit for unit in range(count) if not work.is_finished(unit)]
+    running: dict[Future[None], int] = {}
+    attempts = dict.fromkeys(pending, 0)
+    given = 0
+    while given < count:
+        while pending and len(running) < executor.slots:
+            unit = pending[0]
+            needed = range(unit) if drifted else visible(unit, count)
+            if not all(map(work.is_finished, needed)):
+                break
+            block = blocks[unit]
+            if stream is not None and block is not None:
+                # A lone worker writes a block's outputs as it goes; several would meet there.
+                ahead = block if executor.slots == 1 else block + 1
+                _supply(stream, work, "features", ahead, on_progress)
+                if drifted and block:
+                    _supply(stream, work, "drifted", block, on_progress)
+            running[executor.submit(pending.pop(0))] = unit
+            attempts[unit] += 1
+        finished, _ = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+        for future in finished:
+            unit = running.pop(future)
+            error = future.exception()
+            if error is None:
+                continue
+            if not executor.lost(error):
+                raise error
+            if attempts[unit] == _ATTEMPTS:
+                raise NWCError(
+                    f"unit {unit} lost its worker {_ATTEMPTS} times ({error}); with too little "
+                    "memory, fewer --workers help. The same command goes on from here"
+                ) from error
+            on_progress(f"a worker died; unit {unit} goes on")
+            pending = sorted([*pending, unit])
+        on_progress("")
+        while given < count and work.is_finished(given):
+            block = blocks[given]
+            yield CompressedUnit(number=given, block=block, work=work)
+            if block is not None:
+                work.drop_features(block)
+            given += 1
 
 
-def _on_target(
-    method: LayerMethod,
-    layers: list[LayerWeight],
-    H: Tensor | None,
-    controller: RateController,
-    bank: TableBank,
-    *,
-    last: bool,
-) -> list[CompressedLayer]:
-    """Compress a group; the last one, after which nothing absorbs its error, until it fits."""
-    for _ in range(RETRIES if last else 0):
-        results = method.compress(layers, H, controller.log2_gain, bank)
-        controller.record({r.name: len(r.data) for r in results})
-        if abs(controller.deviation) <= TOLERANCE:
-            return results
-        controller.retry([layer.name for layer in layers])
-    results = method.compress(layers, H, controller.log2_gain, bank)
-    controller.record({r.name: len(r.data) for r in results})
-    return results
-
-
-def _hessian(group: Group, report: Report) -> Tensor | None:
-    names = ", ".join(t.key for t in group.tensors)
-    if group.hessian is None:
-        report.warnings.append(f"{names}: saw no calibration inputs; compressed without feedback")
-        return None
-    if group.hessian.non_finite:
-        report.warnings.append(
-            f"{names}: left out {group.hessian.non_finite} calibration tokens with non-finite "
-            "inputs"
-        )
-    return group.hessian.finish()
+def _supply(
+    stream: BlockStream,
+    work: WorkFolder,
+    kind: str,
+    block: int,
+    on_progress: Callable[[str], None],
+) -> None:
+    """Make sure that the inputs of a block are there, running uncompressed blocks before it."""
+    start = block
+    while start and not stream.features(work.features_path(start, kind)).complete:
+        start -= 1
+    current = stream.features(work.features_path(start, kind))
+    if not current.complete:
+        stream.embed(current)
+    for number in range(start, block):
+        following = stream.features(work.features_path(number + 1, kind))
+        with stream.block(number) as loaded:
+            forward(loaded, current, following, on_progress)
+        current = following

@@ -1,20 +1,19 @@
 """What to compress, from the model's structure: blocks, orientation, coverage.
 
 A decoder block is a child of the model's largest `ModuleList`. Every 2-D weight in a block is
-compressed; embeddings, the output head and vectors are kept; anything else 2-D or 3-D would be
-skipped, which is an error unless `--keep` names it.
+compressed, and every expert of a 3-D one; embeddings, the output head, vectors and biases are
+kept; anything else 2-D or 3-D would be skipped, which is an error unless `--keep` names it.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import nn
 
+from nwc.compression.experts import is_transposed, role
+from nwc.compression.skeleton import Skeleton, find_skeleton
+from nwc.compression.slots import Slot
 from nwc.compression.source import SourceCheckpoint
 from nwc.errors import ConfigError, FormatError
 
@@ -27,45 +26,46 @@ class PlannedTensor:
         key: its name in the checkpoint.
         m: outputs.
         n: inputs.
+        part: index of the matrix in a tensor of three dimensions; None for a plain one.
         transposed: the checkpoint holds [n, m].
         block: index of its decoder block; None in a folder of bare weights.
-        module: path of the linear module that applies it, inside its block; None if no module
-            does, so that there are no inputs to calibrate with.
+        module: path, inside its block, of the module whose first input is this matrix's, or of
+            the experts that hold it; None if nothing is known to apply it, so that there are no
+            inputs to calibrate with.
+        slot: where it lies in the parameters of its block; None in a folder of bare weights.
+        role: of an expert's matrix: gate, up, gate_up or down; empty for all others.
     """
 
     key: str
     m: int
     n: int
+    part: int | None = None
     transposed: bool = False
     block: int | None = None
     module: str | None = None
+    slot: Slot | None = None
+    role: str = ""
+
+    @property
+    def name(self) -> str:
+        """The key, and the part if there is one: unique in a checkpoint."""
+        return self.key if self.part is None else f"{self.key}.{self.part}"
+
+    @property
+    def kind(self) -> str:
+        """What it has in common with its like in other blocks: its path without numbers."""
+        return ".".join(name for name in self.key.split(".") if not name.isdigit())
+
+    @property
+    def label(self) -> str:
+        """What it is in its block: path of the module, and role in it."""
+        path = self.slot.parameter if self.slot is not None else self.key
+        return path.removesuffix(".weight") + (f" {self.role}" if self.role else "")
 
     @property
     def parameters(self) -> int:
         """Weights in the matrix."""
         return self.m * self.n
-
-
-@dataclass(frozen=True, kw_only=True)
-class Skeleton:
-    """A model without its weights.
-
-    Args:
-        model: parameters on the meta device, buffers real.
-        blocks_path: path of the list of decoder blocks.
-        keys: checkpoint key of every parameter; tied ones share theirs.
-    """
-
-    model: nn.Module
-    blocks_path: str
-    keys: dict[str, str]
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The decoder blocks."""
-        found = self.model.get_submodule(self.blocks_path)
-        assert isinstance(found, nn.ModuleList)
-        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +89,16 @@ class Plan:
         """Weights that will be compressed."""
         return sum(t.parameters for t in self.tensors)
 
+    @property
+    def units(self) -> list[list[PlannedTensor]]:
+        """What is compressed as one: a block, or a tensor of a folder of bare weights."""
+        units: dict[object, list[PlannedTensor]] = {}
+        for tensor in self.tensors:
+            units.setdefault(tensor.key if tensor.block is None else tensor.block, []).append(
+                tensor
+            )
+        return list(units.values())
+
 
 def make_plan(source: SourceCheckpoint, keep: tuple[str, ...] = ()) -> Plan:
     """Plan a checkpoint.
@@ -108,7 +118,7 @@ def make_plan(source: SourceCheckpoint, keep: tuple[str, ...] = ()) -> Plan:
             f"{source.folder} is already quantised ({method}); compress the original checkpoint"
         )
     kept = {key: f"--keep {pattern}" for pattern in keep for key in source.matching(pattern)}
-    skeleton, why_not = (None, "no config.json") if config is None else _skeleton(source)
+    skeleton, why_not = (None, "no config.json") if config is None else find_skeleton(source)
     notes = []
     if skeleton is None:
         notes.append(f"planned from tensor shapes alone: {why_not}")
@@ -139,59 +149,86 @@ def _plan_bare(
         elif why := _unfit(source, key):
             skipped.append((key, why))
         else:
-            tensors.append(PlannedTensor(key=key, m=shape[0], n=shape[1]))
+            m, n = shape[-2:]
+            parts = [None] if len(shape) == 2 else range(shape[0])
+            tensors += [PlannedTensor(key=key, part=part, m=m, n=n) for part in parts]
     return tensors, skipped
 
 
 def _plan_model(
     source: SourceCheckpoint, skeleton: Skeleton, kept: dict[str, str]
 ) -> tuple[list[PlannedTensor], list[tuple[str, str]]]:
-    from transformers.pytorch_utils import Conv1D
-
-    model = skeleton.model
-    outside = _embeddings_and_head(model)
-    names = {key: name for name, key in reversed(skeleton.keys.items())}
+    outside = _embeddings_and_head(skeleton.model)
+    # Parameter and place of every tensor; a tied tensor belongs to its first parameter.
+    places: dict[str, tuple[str, Slot | None]] = {}
+    for name, parts in skeleton.fused.items():
+        places |= {key: (name, slot) for key, slot in parts.items()}
+    for name, key in reversed(skeleton.keys.items()):
+        places[key] = (name, None)
     found: list[PlannedTensor] = []
     skipped = []
-    prefix = skeleton.blocks_path + "."
     for key, shape in source.shapes.items():
         if key in kept:
             continue
-        name = names.get(key)
-        owner, leaf = (name or "").rpartition(".")[::2]
-        module = model.get_submodule(owner) if name else None
+        name, slot = places.get(key, ("", None))
+        owner = skeleton.model.get_submodule(name.rpartition(".")[0])
         if len(shape) not in (2, 3):
             kept[key] = "not a matrix"
-        elif name in outside or isinstance(module, nn.Embedding):
+        elif name in outside or isinstance(owner, nn.Embedding):
             kept[key] = "embedding or head"
-        elif name is None:
+        elif name.endswith("bias"):
+            kept[key] = "bias"
+        elif not name:
             skipped.append((key, "the model has no such parameter"))
-        elif not name.startswith(prefix):
+        elif not name.startswith(skeleton.blocks_path + "."):
             skipped.append((key, "outside the decoder blocks"))
         elif why := _unfit(source, key):
             skipped.append((key, why))
         else:
-            number, _, inner = owner.removeprefix(prefix).partition(".")
-            linear = leaf == "weight" and isinstance(module, nn.Linear | Conv1D)
-            transposed = isinstance(module, Conv1D)
-            m, n = shape[::-1] if transposed else shape
-            found.append(
-                PlannedTensor(
-                    key=key, m=m, n=n, transposed=transposed, block=int(number),
-                    module=inner if linear else None,
-                )
-            )  # fmt: skip
+            found += _matrices(skeleton, key, shape, name, slot)
     # In the order of the blocks; inside a block in the order that the model lists its parameters.
-    order = {key: i for i, key in enumerate(skeleton.keys.values())}
-    return sorted(found, key=lambda t: (t.block, order[t.key])), skipped
+    order = {name: i for i, (name, _) in enumerate(skeleton.model.named_parameters())}
+    at = {t.name: order[places[t.key][0]] for t in found}
+    return sorted(found, key=lambda t: (t.block, at[t.name])), skipped
+
+
+def _matrices(
+    skeleton: Skeleton, key: str, shape: tuple[int, ...], name: str, slot: Slot | None
+) -> list[PlannedTensor]:
+    """The matrices that one tensor of a decoder block holds."""
+    from transformers.pytorch_utils import Conv1D
+
+    number, _, inner = name.removeprefix(skeleton.blocks_path + ".").partition(".")
+    path, _, leaf = inner.rpartition(".")
+    owner = skeleton.model.get_submodule(name.rpartition(".")[0])
+    experts = skeleton.model.get_parameter(name).dim() == 3
+    transposed = isinstance(owner, Conv1D) or (experts and slot is None and is_transposed(owner))
+    m, n = shape[-2:][::-1] if transposed else shape[-2:]
+    # Of modules that hold a bare matrix, routers for one, only the name tells that they apply it.
+    applied = experts or leaf == "weight"
+    parts = range(shape[0]) if len(shape) == 3 else [None]
+    return [
+        PlannedTensor(
+            key=key,
+            m=m,
+            n=n,
+            part=part,
+            transposed=transposed,
+            block=int(number),
+            module=path if applied else None,
+            slot=slot or Slot(parameter=inner, expert=part, transposed=transposed),
+            role=role(key, leaf) if experts else "",
+        )
+        for part in parts
+    ]
 
 
 def _unfit(source: SourceCheckpoint, key: str) -> str:
     """Why a tensor of two or three dimensions cannot be compressed; empty if it can."""
     shape = source.shapes[key]
-    if len(shape) == 2 and source.is_float(key) and 0 not in shape:
+    if source.is_float(key) and 0 not in shape:
         return ""
-    return f"{source.dtypes[key]} {list(shape)}, wanted a float matrix with weights in it"
+    return f"{source.dtypes[key]} {list(shape)}, wanted float matrices with weights in them"
 
 
 def _embeddings_and_head(model: nn.Module) -> set[str]:
@@ -203,64 +240,6 @@ def _embeddings_and_head(model: nn.Module) -> set[str]:
             if candidate is module:
                 outside.add(f"{name}.weight")
     return outside
-
-
-@contextmanager
-def _parameters_on_meta() -> Iterator[None]:
-    """Modules built inside keep their buffers but hold no memory for parameters."""
-    register = nn.Module.register_parameter
-
-    def register_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if param is not None and not param.is_meta:  # a tie stays one parameter
-            param = nn.Parameter(param.to("meta"), requires_grad=False)
-        register(self, name, param)
-
-    nn.Module.register_parameter = register_meta  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
-
-
-def _skeleton(source: SourceCheckpoint) -> tuple[Skeleton | None, str]:
-    """The model that config.json describes, or the reason why there is none."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config: Any = AutoConfig.from_pretrained(source.folder)
-        with _parameters_on_meta():
-            model = AutoModelForCausalLM.from_config(config).eval()
-    except (ValueError, KeyError, OSError, json.JSONDecodeError, TypeError) as error:
-        return None, f"config.json names no causal language model ({str(error).splitlines()[0]})"
-    lists = [
-        (sum(p.numel() for p in module.parameters()), name)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList)
-    ]
-    if not lists:
-        return None, f"{type(model).__name__} has no list of blocks"
-    prefix = getattr(model, "base_model_prefix", "") + "."
-    keys = {}
-    for name, _ in model.named_parameters(remove_duplicate=False):
-        for key in (name, name.removeprefix(prefix), prefix + name):
-            if key in source.shapes:
-                keys[name] = key
-                break
-    ties = getattr(model, "all_tied_weights_keys", None) or {}
-    for name, other in ties.items():
-        if name not in keys and other in keys:
-            keys[name] = keys[other]
-    missing = [n for n, _ in model.named_parameters() if n not in keys]
-    if missing:
-        return None, f"{len(missing)} parameters of the model are missing, {missing[0]} first"
-    for name, key in keys.items():
-        wanted = tuple(model.get_parameter(name).shape)
-        if source.shapes[key] != wanted:
-            raise FormatError(
-                f"{key} is {list(source.shapes[key])}, config.json asks for {list(wanted)}; "
-                "the config belongs to another checkpoint"
-            )
-    return Skeleton(model=model, blocks_path=max(lists)[1], keys=keys), ""
 
 
 def require_skeleton(plan: Plan) -> Skeleton:

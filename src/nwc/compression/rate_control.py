@@ -7,7 +7,10 @@ was off (feedback enlarges what is coded), and the gain of what is left is solve
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -25,34 +28,55 @@ _STREAM_BYTES = 130
 _TABLE_BYTES = 40
 
 
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
+class Estimate(NamedTuple):
     """Predicted size of a matrix near the operating point.
 
     Args:
+        kind: what it has in common with its like in other blocks.
         parameters: weights.
         payload_bits: bits per weight at the reference gain.
         overhead_bits: bits of everything but the payload.
     """
 
+    kind: str
     parameters: int
     payload_bits: float
     overhead_bits: float
 
 
-class RateController:
-    """Plans and corrects the gain.
+class Done(NamedTuple):
+    """A finished matrix.
 
     Args:
-        target: bits per parameter over the compressed tensors, every overhead counted.
-        fixed_bytes: what the file carries once: synthesis transform, shared header.
-
-    Raises:
-        ConfigError: the overheads alone exceed the target, or no gain reaches it.
+        size: bytes of its stream.
+        log2_gain: that it was compressed with.
     """
 
-    def __init__(
-        self,
+    size: int
+    log2_gain: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateController:
+    """Plans the gain and corrects it. It keeps no state: what is finished is told at every call.
+
+    Args:
+        target_bits: of all compressed tensors and what they share.
+        fixed_bits: what the file carries once: synthesis transform, shared header.
+        reference: log2 gain of the estimates.
+        slope: bits per weight that one more octave of gain costs.
+        estimates: by name of the matrix.
+    """
+
+    target_bits: float
+    fixed_bits: float
+    reference: float
+    slope: float
+    estimates: dict[str, Estimate]
+
+    @classmethod
+    def measure(
+        cls,
         source: SourceCheckpoint,
         plan: Plan,
         method: LayerMethod,
@@ -61,109 +85,133 @@ class RateController:
         calibrated: bool,
         fixed_bytes: int,
         profile: Profile = PROFILES["balanced"],
-    ) -> None:
-        self.target_bits = target * plan.parameters
-        self._fixed_bits = 8.0 * fixed_bytes
-        self._excess = 0.0
-        self._done: dict[str, tuple[int, float]] = {}
-        samples = {t.key: _sample(source, t) for t in plan.tensors}
-        overheads = {t.key: 8.0 * _overhead_bytes(t, profile) for t in plan.tensors}
-        overhead = sum(overheads.values()) + self._fixed_bits
-        available = (self.target_bits - overhead) / plan.parameters
+    ) -> RateController:
+        """Find the gain from samples of every matrix.
+
+        Args:
+            source: the checkpoint.
+            plan: what will be compressed.
+            method: how.
+            target: bits per parameter over the compressed tensors, every overhead counted.
+            calibrated: whether there will be Hessians.
+            fixed_bytes: see `fixed_bits`.
+            profile: tile size.
+
+        Raises:
+            ConfigError: the overheads alone exceed the target.
+        """
+        samples = {t.name: _sample(source, t) for t in plan.tensors}
+        overheads = {t.name: 8.0 * _overhead_bytes(t, profile) for t in plan.tensors}
+        fixed = 8.0 * fixed_bytes
+        available = target - (sum(overheads.values()) + fixed) / plan.parameters
         if available < 0.3:
             raise ConfigError(
-                f"{target} bits per parameter cannot be met: scales, tables and headers take "
-                f"{overhead / plan.parameters:.2f} bits of this model's {plan.parameters:,} "
-                f"weights, the synthesis transform {self._fixed_bits / plan.parameters:.2f} of "
-                "them; ask for more bits, or leave the transform out with --codec-by-reference"
+                f"{target:.4g} bits per parameter cannot be met: scales, tables and headers take "
+                f"{target - available:.2f} bits of this model's {plan.parameters:,} weights, the "
+                f"synthesis transform {fixed / plan.parameters:.2f} of them; ask for more bits, "
+                "or leave the transform out with --codec-by-reference"
             )
 
         def payload(gain: float) -> dict[str, float]:
-            return {t.key: method.estimate(samples[t.key], gain, calibrated) for t in plan.tensors}
+            return {
+                t.name: method.estimate(samples[t.name], gain, calibrated) for t in plan.tensors
+            }
 
         def mean(bits: dict[str, float]) -> float:
-            return sum(bits[t.key] * t.parameters for t in plan.tensors) / plan.parameters
+            return sum(bits[t.name] * t.parameters for t in plan.tensors) / plan.parameters
 
-        gain = min(max(available - 2.0, _MIN_LOG2_GAIN), _MAX_LOG2_GAIN)
+        gain = _clamp(available - 2.0)
         bits = payload(gain)
         slope = 1.0
         for _ in range(8):
             change = (available - mean(bits)) / slope
             previous, before = gain, mean(bits)
-            gain = min(max(gain + change, _MIN_LOG2_GAIN), _MAX_LOG2_GAIN)
+            gain = _clamp(gain + change)
             if abs(gain - previous) < 1e-3:
                 break
             bits = payload(gain)
             slope = min(max((mean(bits) - before) / (gain - previous), 0.2), 1.5)
-        self._reference, self._slope = gain, slope
-        self.log2_gain = gain
-        self._waiting = {
-            t.key: Estimate(
-                parameters=t.parameters, payload_bits=bits[t.key], overhead_bits=overheads[t.key]
-            )
-            for t in plan.tensors
-        }
-        self._estimates = dict(self._waiting)
+        return cls(
+            target_bits=target * plan.parameters,
+            fixed_bits=fixed,
+            reference=gain,
+            slope=slope,
+            estimates={
+                t.name: Estimate(t.kind, t.parameters, bits[t.name], overheads[t.name])
+                for t in plan.tensors
+            },
+        )
 
-    def record(self, sizes: dict[str, int]) -> None:
-        """Tell the controller the bytes of finished streams; corrects `log2_gain` for the rest.
+    def to_json(self) -> dict[str, Any]:
+        """For `from_json`."""
+        return dataclasses.asdict(self) | {"estimates": self.estimates}
 
-        Recording a matrix again replaces what was said of it.
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> RateController:
+        """Inverse of `to_json`."""
+        estimates = {name: Estimate(*fields) for name, fields in value["estimates"].items()}
+        return cls(**(value | {"estimates": estimates}))
+
+    def log2_gain(self, done: Mapping[str, Done]) -> float:
+        """The gain that makes the whole as large as wanted, given what is finished.
+
+        A finished matrix shows how far the samples were off (feedback enlarges what is coded);
+        those of its kind are expected to be off by as much, others by the mean.
         """
-        for key, size in sizes.items():
-            self._done[key] = (size + _entry_bytes(key), self.log2_gain)
-            self._waiting.pop(key, None)
-        surprise = weights = 0.0
-        for key, (size, gain) in self._done.items():
-            estimate = self._estimates[key]
-            surprise += 8 * size - self._predicted(estimate, gain)
-            weights += estimate.parameters
-        self._excess = surprise / weights
-        if self._waiting:
-            self._solve(list(self._waiting.values()), self._spent())
+        surprise: dict[str, list[float]] = {}
+        weights: dict[str, int] = {}
+        for name, (size, gain) in done.items():
+            estimate = self.estimates[name]
+            excess = 8 * _stored(name, size) - self._predicted(estimate, gain)
+            surprise.setdefault(estimate.kind, []).append(excess)
+            weights[estimate.kind] = weights.get(estimate.kind, 0) + estimate.parameters
+        excess_of = {kind: sum(bits) / weights[kind] for kind, bits in surprise.items()}
+        mean = sum(sum(b) for b in surprise.values()) / max(1, sum(weights.values()))
+        waiting = [e for name, e in self.estimates.items() if name not in done]
+        expected = sum(
+            self._predicted(e, self.reference) + excess_of.get(e.kind, mean) * e.parameters
+            for e in waiting
+        )
+        parameters = sum(e.parameters for e in waiting)
+        missing = self.target_bits - self._spent(done) - expected
+        return _clamp(self.reference + missing / max(1, parameters) / self.slope)
 
-    @property
-    def deviation(self) -> float:
-        """Relative difference of what the finished matrices took and the target, when all are."""
-        return (self._spent() - self.target_bits) / self.target_bits
+    def deviation(self, done: Mapping[str, Done]) -> float:
+        """Relative difference of what everything takes and the target, when all is finished."""
+        return (self._spent(done) - self.target_bits) / self.target_bits
 
-    def retry(self, keys: list[str]) -> None:
-        """Aim the gain so that compressing these finished matrices again meets the target."""
-        again = [self._estimates[key] for key in keys]
-        spent = self._spent() - sum(8 * self._done[key][0] for key in keys)
-        size, weights = 8 * sum(self._done[k][0] for k in keys), sum(e.parameters for e in again)
-        self.log2_gain += (self.target_bits - spent - size) / weights / self._slope
-        self._clamp()
+    def corrected(self, gain: float, done: Mapping[str, Done], names: list[str]) -> float:
+        """The gain with which compressing some matrices again meets the target."""
+        weights = sum(self.estimates[name].parameters for name in names)
+        return _clamp(gain + (self.target_bits - self._spent(done)) / weights / self.slope)
 
     def _predicted(self, estimate: Estimate, gain: float) -> float:
-        payload = estimate.payload_bits + self._slope * (gain - self._reference)
+        payload = estimate.payload_bits + self.slope * (gain - self.reference)
         return estimate.overhead_bits + payload * estimate.parameters
 
-    def _spent(self) -> float:
-        return self._fixed_bits + sum(8 * size for size, _ in self._done.values())
+    def _spent(self, done: Mapping[str, Done]) -> float:
+        return self.fixed_bits + sum(8 * _stored(name, d.size) for name, d in done.items())
 
-    def _solve(self, estimates: list[Estimate], spent: float) -> None:
-        weights = sum(e.parameters for e in estimates)
-        at_reference = sum(self._predicted(e, self._reference) for e in estimates)
-        missing = self.target_bits - spent - at_reference - self._excess * weights
-        self.log2_gain = self._reference + missing / weights / self._slope
-        self._clamp()
 
-    def _clamp(self) -> None:
-        self.log2_gain = min(max(self.log2_gain, _MIN_LOG2_GAIN), _MAX_LOG2_GAIN)
+def _clamp(log2_gain: float) -> float:
+    return min(max(log2_gain, _MIN_LOG2_GAIN), _MAX_LOG2_GAIN)
+
+
+def _stored(name: str, size: int) -> int:
+    return size + _entry_bytes(name)
 
 
 def _overhead_bytes(tensor: PlannedTensor, profile: Profile) -> float:
     chunks = chunk_count(tensor.m)
     tile_chunks, tile_columns = tile_shape(chunks, tensor.n, profile)
     tiles = -(-chunks // tile_chunks) * -(-tensor.n // tile_columns)
-    header = _STREAM_BYTES + _entry_bytes(tensor.key)
+    header = _STREAM_BYTES + _entry_bytes(tensor.name)
     return tiles * _TILE_BYTES + header + _TABLE_BYTES + 0.35 * tensor.n
 
 
-def _entry_bytes(key: str) -> int:
+def _entry_bytes(name: str) -> int:
     """What a stream's entry in the header of its shard takes."""
-    return 75 + len(key)
+    return 75 + len(name)
 
 
 def _sample(source: SourceCheckpoint, tensor: PlannedTensor) -> Tensor:
@@ -174,4 +222,4 @@ def _sample(source: SourceCheckpoint, tensor: PlannedTensor) -> Tensor:
     for i in range(wanted):
         start = (i * groups // wanted) * CHUNK
         pieces.append(slice(start, min(start + CHUNK, tensor.m)))
-    return source.rows(tensor.key, tensor.transposed, pieces)
+    return source.rows(tensor.key, tensor.transposed, pieces, tensor.part)

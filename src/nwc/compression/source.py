@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -133,8 +135,26 @@ class SourceCheckpoint:
         return list(self.shapes)
 
     def tensor_itemsize(self, key: str) -> int:
-        """Bytes of one element, as far as alignment cares."""
+        """Bytes of one element."""
         return {"64": 8, "32": 4, "16": 2}.get(self.dtypes[key][-2:], 1)
+
+    def count(self, key: str) -> int:
+        """Elements of a tensor."""
+        return math.prod(self.shapes[key])
+
+    def size(self, key: str) -> int:
+        """Bytes of a tensor."""
+        return self.count(key) * self.tensor_itemsize(key)
+
+    def digest(self) -> str:
+        """XXH3-64 of all files that hold tensors, and of the config."""
+        total = xxhash.xxh3_64()
+        config = self.folder / "config.json"
+        for path in [*sorted(set(self._files.values())), *([config] if config.exists() else [])]:
+            with path.open("rb") as file:
+                while block := file.read(2**24):
+                    total.update(block)
+        return total.hexdigest()
 
     def is_float(self, key: str) -> bool:
         """Whether a tensor holds ordinary floating-point weights."""
@@ -152,30 +172,34 @@ class SourceCheckpoint:
                     if self._files[key] == file:
                         yield key, handle.get_tensor(key).clone()
 
-    def matrix(self, key: str, transposed: bool) -> Tensor:
+    def matrix(self, key: str, transposed: bool, part: int | None = None) -> Tensor:
         """A matrix as W [m, n] in FP32.
+
+        Args:
+            key: the tensor that holds it.
+            transposed: it is stored as [n, m].
+            part: which matrix of a tensor of three dimensions.
 
         Raises:
             FormatError: it has a NaN or an infinity.
         """
-        W = self.tensor(key).float()
-        bad = int((~torch.isfinite(W)).sum())
-        if bad:
-            raise FormatError(
-                f"{key} has {bad} weights that are NaN or infinite; repair the checkpoint, or "
-                f"leave the tensor as it is with --keep '{key}'"
-            )
+        with _open(self._files[key]) as handle:
+            W = (handle.get_tensor(key) if part is None else handle.get_slice(key)[part]).float()
+        require_finite(key, W)
         return W.T.contiguous() if transposed else W
 
-    def rows(self, key: str, transposed: bool, pieces: list[slice]) -> Tensor:
+    def rows(
+        self, key: str, transposed: bool, pieces: list[slice], part: int | None = None
+    ) -> Tensor:
         """Some rows of W [m, n] in FP32, without reading the others."""
         with _open(self._files[key]) as handle:
             lazy = handle.get_slice(key)
-            if transposed:
-                parts = [lazy[:, piece].T for piece in pieces]
-            else:
-                parts = [lazy[piece] for piece in pieces]
-            return torch.cat([part.float() for part in parts])
+            parts = []
+            for piece in pieces:
+                where = (slice(None), piece) if transposed else (piece,)
+                rows = lazy[where if part is None else (part, *where)].float()
+                parts.append(rows.T if transposed else rows)
+            return torch.cat(parts)
 
     def matching(self, pattern: str) -> list[str]:
         """Keys that a pattern with * and ? matches.
@@ -190,6 +214,16 @@ class SourceCheckpoint:
                 f"named like {next(iter(self.shapes))}"
             )
         return found
+
+
+def require_finite(key: str, W: Tensor) -> None:
+    """Raise FormatError if a tensor of the checkpoint has a NaN or an infinity."""
+    bad = int((~torch.isfinite(W)).sum())
+    if bad:
+        raise FormatError(
+            f"{key} has {bad} weights that are NaN or infinite; repair the checkpoint, or "
+            f"leave the tensor as it is with --keep '{key}'"
+        )
 
 
 def _open(file: Path) -> Any:  # noqa: ANN401  (safetensors ships no types)

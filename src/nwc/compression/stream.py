@@ -1,41 +1,30 @@
-"""Calibration pass: the original model, one block in memory at a time.
+"""The model on its way through memory: one block loaded at a time, features on disk between them.
 
-The inputs of every block are the uncompressed model's features (paper Sec. 3.3), so a block's
-Hessians do not depend on how the blocks before it were compressed.
+The inputs of every block are the uncompressed model's features (paper Sec. 3.3), so blocks do not
+depend on how those before them were compressed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from nwc.calibration.hessian import HessianAccumulator
 from nwc.compression.features import FeatureFile
-from nwc.compression.plan import PlannedTensor, Skeleton
-from nwc.compression.source import SourceCheckpoint
-from nwc.errors import FormatError
+from nwc.compression.skeleton import Skeleton
+from nwc.compression.source import SourceCheckpoint, require_finite
 
 if TYPE_CHECKING:
     from jaxtyping import Int
 
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """Layers of a block that share their input.
-
-    Args:
-        tensors: the layers, in the order in which the model applies them.
-        hessian: of their input; None for weights that no module applies.
-    """
-
-    tensors: list[PlannedTensor]
-    hessian: HessianAccumulator | None
-
+_BATCHES_AT_LEAST = 16
+"""Some of the batches are held out by recovery fine-tuning; a few must be left to learn from."""
 
 _Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and named arguments of a block, after its features."""
@@ -45,14 +34,43 @@ class _FirstBlockReached(Exception):  # noqa: N818  (control flow, never seen ou
     pass
 
 
+class LoadedBlock:
+    """A decoder block with its weights.
+
+    Args:
+        module: the block.
+        arguments: what it takes beside features.
+        device: where it runs.
+    """
+
+    def __init__(self, module: nn.Module, arguments: _Arguments, device: str) -> None:
+        self.module = module.to(device)
+        self.device = device
+        self._arguments = arguments
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Output for a batch, in the arithmetic of the block's parameters."""
+        dtype = next(self.module.parameters()).dtype
+
+        def fit(value: Any) -> Any:  # noqa: ANN401  (a leaf of the arguments, of any type)
+            if not isinstance(value, Tensor):
+                return value
+            return value.to(self.device, dtype if value.is_floating_point() else None)
+
+        rest, named = tree_map(fit, self._arguments)
+        output = self.module(features.to(self.device, dtype), *rest, **named)
+        return output[0] if isinstance(output, tuple) else output
+
+
 class BlockStream:
-    """Iterates over blocks, with the Hessians of their layers.
+    """Gives the blocks of a model in turn, and the features that enter the first.
 
     Args:
         source: the checkpoint.
         skeleton: its model without weights.
         windows: calibration tokens.
-        batch_tokens: how many tokens go through a block at once.
+        batch_tokens: how many tokens go through a block at once, at most.
+        device: where blocks run.
     """
 
     def __init__(
@@ -61,92 +79,128 @@ class BlockStream:
         skeleton: Skeleton,
         windows: Int[Tensor, "windows context"],
         batch_tokens: int = 2048,
+        device: str = "cpu",
     ) -> None:
         self.source = source
         self.skeleton = skeleton
+        self.device = device
         self._paths = {module: path for path, module in skeleton.model.named_modules()}
-        size = max(1, batch_tokens // windows.shape[1])
+        size = max(1, min(batch_tokens // windows.shape[1], len(windows) // _BATCHES_AT_LEAST))
         while len(windows) % size:  # equal batches: one set of block arguments serves them all
             size -= 1
         self._batches = list(windows.split(size))
-
-    @torch.no_grad()
-    def groups(
-        self, tensors: list[PlannedTensor], on_batch: Callable[[], None] = lambda: None
-    ) -> Iterator[list[Group]]:
-        """The groups of every block in turn; a block is unloaded before the next is loaded.
-
-        Args:
-            tensors: what is compressed, in the order of the blocks.
-            on_batch: called after every batch of every block.
-        """
-        with FeatureFile() as features:
-            self._load(self.skeleton.blocks[0])
-            arguments = self._first_inputs(features)
-            for number, block in enumerate(self.skeleton.blocks):
-                if number:
-                    self._load(block)
-                recorder = _InputRecorder(block, [t for t in tensors if t.block == number])
-                rest, named = arguments[number]
-                for i in range(len(features)):
-                    output = block(features[i], *rest, **named)
-                    features[i] = output[0] if isinstance(output, tuple) else output
-                    on_batch()
-                groups = recorder.close()
-                _unload(block)
-                yield groups
 
     @property
     def batches(self) -> int:
         """Batches that go through every block."""
         return len(self._batches)
 
-    def _first_inputs(self, inputs: FeatureFile) -> list[_Arguments]:
-        """Every block's other arguments; what the first block receives goes into `inputs`."""
-        model, blocks = self.skeleton.model, self.skeleton.blocks
-        outside = [m for name, m in model.named_modules() if not self._in_blocks(name)]
-        head = getattr(model, "get_output_embeddings", lambda: None)()
-        for module in outside:
-            if module is not head:
-                self._load(module, recurse=False)
+    def features(self, path: Path) -> FeatureFile:
+        """The file of all batches of features at some place between two blocks."""
+        first = self._first_batch[0]
+        return FeatureFile(path=path, batches=self.batches, shape=first.shape, dtype=first.dtype)
+
+    @torch.no_grad()
+    def embed(self, target: FeatureFile) -> None:
+        """Write what the first block receives."""
+        writer = target.writer()
+        with self._outside_loaded():
+            for batch in self._batches:
+                writer.append(self._first_features(batch))
+
+    @contextmanager
+    def block(self, number: int) -> Iterator[LoadedBlock]:
+        """A block with its weights, in the checkpoint's dtype; unloaded afterwards."""
+        module = self.skeleton.blocks[number]
+        arguments = self._first_batch[1][number]
+        self._load(module)
+        try:
+            yield LoadedBlock(module, arguments, self.device)
+        finally:
+            _unload(module)
+
+    @cached_property
+    def _first_batch(self) -> tuple[Tensor, list[_Arguments]]:
+        """Features that enter the first block, and every block's other arguments.
+
+        The first block computes, which shows whether blocks return a tensor or a tuple; the
+        others hand its output on.
+        """
+        blocks = list(self.skeleton.blocks)
+        entered: list[Tensor] = []
         arguments: list[_Arguments] = [((), {}) for _ in blocks]
+        kind: list[type] = []
+
+        def see(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = dict(kwargs)
+            features = args[0] if args else given.pop("hidden_states")
+            if number == 0:
+                entered.append(features)
+            given = {n: v for n, v in given.items() if not n.startswith("past_key")}
+            arguments[number] = (args[1:], given)
+
+        self._load(blocks[0])
+        blocks[0].forward = _observed(blocks[0].forward, kind)
+        for block in blocks[1:]:
+            block.forward = _passing(kind)
+        try:
+            with self._outside_loaded(), torch.no_grad():
+                self._enter(self._batches[0], see)
+        finally:
+            for block in blocks:
+                del block.forward  # back to the class's method
+            _unload(blocks[0])
+        return entered[0], arguments
+
+    def _first_features(self, batch: Tensor) -> Tensor:
+        entered: list[Tensor] = []
+
+        def see(_number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            entered.append(args[0] if args else kwargs["hidden_states"])
+            raise _FirstBlockReached
+
+        with suppress(_FirstBlockReached):
+            self._enter(batch, see)
+        return entered[0]
+
+    def _enter(
+        self, batch: Tensor, see: Callable[[int, tuple[Any, ...], dict[str, Any]], None]
+    ) -> None:
+        """Send a batch through the model; `see` is shown what every block is called with."""
         handles = []
+        for number, block in enumerate(self.skeleton.blocks):
 
-        for number, block in enumerate(blocks):
-
-            def record(
+            def hook(
                 _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], k: int = number
             ) -> None:
-                given = dict(kwargs)
-                features = args[0] if args else given.pop("hidden_states")
-                if k == 0:
-                    inputs.append(features)
-                given = {n: v for n, v in given.items() if not n.startswith("past_key")}
-                arguments[k] = (args[1:], given)
-                if len(inputs) > 1:
-                    raise _FirstBlockReached
+                see(k, args, kwargs)
 
-            handles.append(block.register_forward_pre_hook(record, with_kwargs=True))
-        # The first batch passes every block, to see its arguments; block 0 computes, the others
-        # hand its output on. The remaining batches stop at block 0.
-        kind: list[type] = []
-        first = blocks[0].forward
-        for block in list(blocks)[1:]:
-            block.forward = _passing(kind)
-        blocks[0].forward = _observed(first, kind)
+            handles.append(block.register_forward_pre_hook(hook, with_kwargs=True))
+        model = self.skeleton.model
         body = getattr(model, "base_model", model)
         try:
-            for batch in self._batches:
-                with suppress(_FirstBlockReached):
-                    body(input_ids=batch, use_cache=False)
+            body(input_ids=batch, use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()
-            for block in blocks:
-                del block.forward  # back to the class's method
-        for module in outside:
-            _unload(module, recurse=False)
-        return arguments
+
+    @contextmanager
+    def _outside_loaded(self) -> Iterator[None]:
+        """Everything but blocks and output head has its weights inside."""
+        model = self.skeleton.model
+        head = getattr(model, "get_output_embeddings", lambda: None)()
+        outside = [
+            module
+            for name, module in model.named_modules()
+            if not self._in_blocks(name) and module is not head
+        ]
+        try:
+            for module in outside:
+                self._load(module, recurse=False)
+            yield
+        finally:
+            for module in outside:
+                _unload(module, recurse=False)
 
     def _in_blocks(self, name: str) -> bool:
         path = self.skeleton.blocks_path
@@ -154,20 +208,28 @@ class BlockStream:
 
     def _load(self, module: nn.Module, recurse: bool = True) -> None:
         """Give the module its weights."""
-        wanted = {}
+        skeleton = self.skeleton
         for owner in module.modules() if recurse else [module]:
-            for leaf, parameter in owner.named_parameters(recurse=False):
-                if parameter.is_meta:
-                    wanted[owner, leaf] = self.skeleton.keys[f"{self._paths[owner]}.{leaf}"]
-        loaded = dict(self.source.tensors(sorted(set(wanted.values()))))
-        for (owner, leaf), key in wanted.items():
-            value = loaded[key]
-            if not torch.isfinite(value).all():
-                raise FormatError(
-                    f"{key} has NaN or infinite weights, so nothing can be calibrated; "
-                    "repair the checkpoint"
-                )
-            setattr(owner, leaf, nn.Parameter(value, requires_grad=False))
+            for leaf, parameter in list(owner.named_parameters(recurse=False)):
+                if not parameter.is_meta:
+                    continue
+                name = f"{self._paths[owner]}.{leaf}"
+                if name in skeleton.keys:
+                    value = self.source.tensor(skeleton.keys[name])
+                else:
+                    value = self._fused(name, parameter)
+                require_finite(skeleton.keys.get(name, name), value)
+                setattr(owner, leaf, nn.Parameter(value, requires_grad=False))
+
+    def _fused(self, name: str, parameter: Tensor) -> Tensor:
+        parts = self.skeleton.fused[name]
+        value = None
+        for key, tensor in self.source.tensors(list(parts)):
+            if value is None:
+                value = torch.empty(parameter.shape, dtype=tensor.dtype)
+            parts[key].view(value).copy_(tensor)
+        assert value is not None
+        return value
 
 
 def _passing(kind: list[type]) -> Callable[..., Any]:
@@ -191,50 +253,3 @@ def _unload(module: nn.Module, recurse: bool = True) -> None:
     for owner in module.modules() if recurse else [module]:
         for leaf, parameter in list(owner.named_parameters(recurse=False)):
             setattr(owner, leaf, nn.Parameter(parameter.to("meta"), requires_grad=False))
-
-
-class _InputRecorder:
-    """Hooks that find out which layers share an input, and accumulate its Hessian once."""
-
-    def __init__(self, block: nn.Module, members: list[PlannedTensor]) -> None:
-        self._unseen = {t.key: t for t in members}
-        self._groups: list[Group] = []
-        self._of: dict[str, Group] = {}
-        self._last: tuple[Tensor, HessianAccumulator] | None = None
-        self._handles = [
-            block.get_submodule(t.module).register_forward_pre_hook(self._hook(t))
-            for t in members
-            if t.module is not None
-        ]
-
-    def _hook(self, tensor: PlannedTensor) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            x = args[0]
-            shared = self._last is not None and self._last[0] is x
-            group = self._of.get(tensor.key)
-            if group is None:
-                del self._unseen[tensor.key]
-                if shared:
-                    assert self._last is not None
-                    group = next(g for g in self._groups if g.hessian is self._last[1])
-                    group.tensors.append(tensor)
-                else:
-                    group = Group(
-                        tensors=[tensor], hessian=HessianAccumulator(tensor.n, tensor.key)
-                    )
-                    self._groups.append(group)
-                self._of[tensor.key] = group
-            assert group.hessian is not None
-            if group.tensors[0] is tensor:
-                group.hessian.add(x)
-                self._last = (x, group.hessian)
-
-        return hook
-
-    def close(self) -> list[Group]:
-        for handle in self._handles:
-            handle.remove()
-        self._last = None
-        # Weights that no module applied have no inputs: they are quantised without feedback.
-        rest = [Group(tensors=[t], hessian=None) for t in self._unseen.values()]
-        return self._groups + rest

@@ -54,6 +54,7 @@ class Checkpoint:
             for key in self._places
             if not layout.is_shared(key)
         }
+        self._stacked = self._read_stacked()
 
     def _files(self) -> list[Path]:
         index = self.path / layout.INDEX_FILE
@@ -80,6 +81,21 @@ class Checkpoint:
         facts = layout.parse_object(texts[0], f"header of {self.path}")
         layout.check_version(facts.get("version"), str(self.path))
         return facts
+
+    def _read_stacked(self) -> dict[str, list[str]]:
+        """Tensors of three dimensions -> names of their matrices, each a stream of its own."""
+        stacked = self.facts.get("stacked", {})
+        found = {}
+        for key, count in stacked.items() if isinstance(stacked, dict) else ():
+            if not isinstance(count, int) or not 0 < count <= len(self._stored):
+                raise FormatError(
+                    f"{self.path}: {key} has {count} matrices; the header is damaged"
+                )
+            found[key] = [f"{key}.{i}" for i in range(count)]
+            absent = [name for name in found[key] if name not in self._stored]
+            if absent:
+                raise FormatError(f"{self.path} lacks matrix {absent[0]} of {key}; fetch it again")
+        return found
 
     def _read_codec(self, given: Path | None) -> WeightCodec:
         about = self.facts.get("codec")
@@ -115,10 +131,11 @@ class Checkpoint:
 
     def keys(self) -> list[str]:
         """Names of all tensors, as in the original checkpoint."""
-        return list(self._stored)
+        parts = {name: key for key, names in self._stacked.items() for name in names}
+        return list(dict.fromkeys(parts.get(name, name) for name in self._stored))
 
     def compressed_keys(self) -> list[str]:
-        """Names of the compressed ones."""
+        """Names of the compressed ones; of a tensor of three dimensions, of each matrix."""
         return [key for key, stored in self._stored.items() if stored != key]
 
     def kept_keys(self) -> list[str]:
@@ -126,7 +143,7 @@ class Checkpoint:
         return [key for key, stored in self._stored.items() if stored == key]
 
     def __contains__(self, key: str) -> bool:
-        return key in self._stored
+        return key in self._stored or key in self._stacked
 
     def compressed(self, key: str) -> CompressedTensor:
         """The stream of a compressed tensor.
@@ -170,6 +187,24 @@ class Checkpoint:
                 f"{', '.join(self.kept_keys()[:3])} ... is damaged"
             )
 
+    def check_hash(self) -> str:
+        """The hash of everything that is stored, as it was printed when the file was made.
+
+        Raises:
+            BitstreamError: it is another one: tensors are damaged, missing or exchanged.
+        """
+        digest = KeptDigest()
+        for key, shard in self._places.items():
+            value = shard.tensor(key)
+            digest.add(key, value)
+        found = digest.hexdigest()
+        if found != self.facts.get("hash"):
+            raise BitstreamError(
+                f"{self.path}: its content has hash {found}, the header says "
+                f"{self.facts.get('hash')}: tensors are damaged, missing or exchanged"
+            )
+        return found
+
     def tensor(
         self,
         key: str,
@@ -190,6 +225,9 @@ class Checkpoint:
             FormatError: there is no such tensor.
             BitstreamError: it is damaged.
         """
+        if key in self._stacked:
+            parts = (self.tensor(name, dtype, device, executor) for name in self._stacked[key])
+            return torch.stack(list(parts))
         if key not in self._stored:
             near = next(iter(self._stored), "none")
             raise FormatError(f"{self.path} has no tensor {key}; its names are like {near}")
@@ -219,7 +257,7 @@ class Checkpoint:
     ) -> dict[str, Tensor]:
         """All tensors, floating-point ones in `dtype`."""
         with ThreadPoolExecutor(os.cpu_count()) as executor:
-            return {key: self.tensor(key, dtype, device, executor) for key in self._stored}
+            return {key: self.tensor(key, dtype, device, executor) for key in self.keys()}
 
     def tensor_bytes(self, key: str) -> BitBudget:
         """Bytes that one compressed tensor takes, its entry in the shard's header included."""

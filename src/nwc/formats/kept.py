@@ -1,4 +1,4 @@
-"""One hash over all tensors that are stored as they were; no other checksum covers them."""
+"""One hash over many tensors: all that a file holds, or those that no other checksum covers."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ class KeptDigest:
     def __init__(self) -> None:
         self._digests: dict[str, bytes] = {}
 
-    def add(self, key: str, tensor: Tensor) -> None:
-        """Take in a tensor."""
-        self._digests[key] = xxhash.xxh3_64_digest(raw_bytes(tensor))
+    def add(self, key: str, value: Tensor | bytes | memoryview) -> None:
+        """Take in a tensor, or bytes."""
+        data = raw_bytes(value) if isinstance(value, Tensor) else value
+        self._digests[key] = xxhash.xxh3_64_digest(data)
 
     def hexdigest(self) -> str:
         """The hash of what was taken in."""

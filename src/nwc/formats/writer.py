@@ -10,6 +10,7 @@ import errno
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,6 +25,7 @@ from nwc.formats.codec_file import fingerprint, synthesis_vector
 from nwc.formats.kept import KeptDigest
 from nwc.formats.shards import ShardWriter
 
+VERSION = f"{layout.MAJOR}.{layout.MINOR}"
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack"}
 
 
@@ -35,13 +37,21 @@ class FolderWriter:
         source: whose small files (tokenizer, licence, ...) are copied.
         overwrite: replace an existing output.
         shard_bytes: size at which the next shard is begun.
+        scratch: where the folder is made, on the same disk as the output; what a killed run left
+            there is removed. Without it, a fresh place beside the output.
 
     Raises:
         FormatError: the output exists or cannot be made.
     """
 
     def __init__(
-        self, output: Path, source: Path, *, overwrite: bool = False, shard_bytes: int = 4 * 10**9
+        self,
+        output: Path,
+        source: Path,
+        *,
+        overwrite: bool = False,
+        shard_bytes: int = 4 * 10**9,
+        scratch: Path | None = None,
     ) -> None:
         check_output(output, source, overwrite=overwrite)
         self.output = output
@@ -51,9 +61,13 @@ class FolderWriter:
         self._closed: list[ShardWriter] = []
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
-            self._scratch = Path(
-                tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent)
-            )
+            if scratch is None:
+                name = tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent)
+                self._scratch = Path(name)
+            else:
+                shutil.rmtree(scratch, ignore_errors=True)
+                scratch.mkdir(parents=True)
+                self._scratch = scratch
         except OSError as error:
             raise FormatError(f"cannot write beside {output}: {error}") from error
 
@@ -91,20 +105,36 @@ class FolderWriter:
         self._closed.append(self._shard)
         self._shard = None
 
-    def finish(self, config: dict[str, Any] | None, metadata: dict[str, str]) -> None:
-        """Write the last shard, index, config and small files, and put the folder in place.
+    def finish(self, config: dict[str, Any] | None, metadata: dict[str, str]) -> Path:
+        """Write the last shard, index, config and small files.
 
         Args:
             config: content of config.json; None leaves it out.
             metadata: `__metadata__` of the last shard.
+
+        Returns:
+            The folder, complete, where it waits for `publish`.
         """
         self._close_shard(metadata)
         self._name_shards()
-        for path in sorted(self.source.iterdir()):
-            if _is_small_file(path):
-                shutil.copyfile(path, self._scratch / path.name)
+        for path in small_files(self.source):
+            shutil.copyfile(path, self._scratch / path.name)
         if config is not None:
             (self._scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        return self._scratch
+
+    def publish(self, files: Mapping[str, str] | None = None) -> None:
+        """Put the finished folder in place.
+
+        Args:
+            files: name -> text of further files. One of the source with the same name stays
+                under `original-NAME`.
+        """
+        for name, text in (files or {}).items():
+            path = self._scratch / name
+            if path.exists():
+                path.rename(path.with_name(f"original-{name}"))
+            path.write_text(text)
         self._scratch.chmod(0o755)
         if not self.output.exists():
             self._scratch.rename(self.output)
@@ -154,6 +184,11 @@ def check_output(output: Path, source: Path, *, overwrite: bool) -> None:
         )
 
 
+def small_files(source: Path) -> list[Path]:
+    """Files of a model's folder that are copied as they are: tokenizer, licence, card ..."""
+    return [path for path in sorted(source.iterdir()) if _is_small_file(path)]
+
+
 def _is_small_file(path: Path) -> bool:
     """Whether a file of the source belongs beside the weights: tokenizer, licence, card ..."""
     if not path.is_file() or path.name.startswith("."):
@@ -175,52 +210,74 @@ class CheckpointWriter(FolderWriter):
         Returns:
             Bytes that it takes, names included.
         """
-        self._kept = KeptDigest()
-        self._codec: dict[str, Any] = {"config": codec.config.to_dict()}
-        if by_reference is not None:
-            self._codec |= {"reference": by_reference, "fingerprint": fingerprint(codec)}
-            return 0
+        self._kept, self._all = KeptDigest(), KeptDigest()
+        self._stacked: dict[str, int] = {}
+        self._codec = codec_facts(codec, by_reference)
         vector = synthesis_vector(codec)
-        if not len(vector):
-            return 0
-        self.add(layout.CODEC_KEY, vector)
-        return 2 * len(vector) + 80
+        if by_reference is None and len(vector):
+            self._add(layout.CODEC_KEY, vector)
+        return codec_bytes(codec, by_reference)
 
     def add_kept(self, key: str, tensor: Tensor) -> None:
         """Store a tensor as it is."""
-        self.add(key, tensor)
+        self._add(key, tensor)
         self._kept.add(key, tensor)
 
-    def add_stream(self, key: str, data: bytes) -> None:
-        """Store a compressed tensor."""
-        self.add(key + layout.STREAM_SUFFIX, data)
+    def add_stream(self, key: str, data: bytes, part: int | None = None) -> None:
+        """Store a compressed tensor, or one of the matrices of a tensor of three dimensions.
+
+        Args:
+            key: the tensor.
+            data: the stream.
+            part: which matrix; they come in order from 0.
+        """
+        if part is None:
+            self._add(key + layout.STREAM_SUFFIX, data)
+            return
+        assert part == self._stacked.get(key, 0)
+        self._stacked[key] = part + 1
+        self._add(f"{key}.{part}{layout.STREAM_SUFFIX}", data)
+
+    def _add(self, key: str, value: Tensor | bytes) -> None:
+        self.add(key, value)
+        self._all.add(key, value)
 
     def finish_checkpoint(
         self, bank: TableBank, config: dict[str, Any] | None, facts: dict[str, Any]
-    ) -> None:
-        """Store the shared tables and put the folder in place.
+    ) -> Path:
+        """Store the shared tables and complete the folder; see `FolderWriter.finish`.
 
         Args:
             bank: tables of all streams.
             config: the model's config.json, or None.
             facts: about the compression: method, preset, bits asked for.
         """
-        version = f"{layout.MAJOR}.{layout.MINOR}"
         if bank.tables:
-            self.add(layout.BANK_KEY, bank.to_bytes())
+            self._add(layout.BANK_KEY, bank.to_bytes())
         about = {
-            "version": version,
+            "version": VERSION,
             "codec": self._codec,
             "kept": self._kept.hexdigest(),
+            "hash": self._all.hexdigest(),
+            **({"stacked": self._stacked} if self._stacked else {}),
             **facts,
         }
         if config is not None:
-            config = {
-                **config,
-                "quantization_config": {
-                    "quant_method": layout.QUANT_METHOD,
-                    "version": version,
-                    **facts,
-                },
-            }
-        self.finish(config, {layout.METADATA_KEY: json.dumps(about, separators=(",", ":"))})
+            compression = {"quant_method": layout.QUANT_METHOD, "version": VERSION, **facts}
+            config = {**config, "quantization_config": compression}
+        metadata = {layout.METADATA_KEY: json.dumps(about, separators=(",", ":"))}
+        return self.finish(config, metadata)
+
+
+def codec_facts(codec: WeightCodec, by_reference: str | None) -> dict[str, Any]:
+    """What the header says of the codec."""
+    facts: dict[str, Any] = {"config": codec.config.to_dict()}
+    if by_reference is not None:
+        facts |= {"reference": by_reference, "fingerprint": fingerprint(codec)}
+    return facts
+
+
+def codec_bytes(codec: WeightCodec, by_reference: str | None) -> int:
+    """What a synthesis transform takes in a file, its entry in the header included."""
+    size = 0 if by_reference is not None else len(synthesis_vector(codec))
+    return 2 * size + 80 if size else 0

@@ -101,9 +101,16 @@ class TransformCoding(LayerMethod):
             torch.split(columns, sizes, dim=1),
             strict=True,
         ):
-            errors = _measure(layer.W, error[:, : len(layer.W)].T.cpu(), H, factor)
-            data = self._encode(layer, rows, point, errors, bank)
-            results.append(CompressedLayer(name=layer.name, data=data, errors=errors))
+            E = error[:, : len(layer.W)].T.cpu()
+            errors = _measure(layer.W, E, H, factor)
+            results.append(
+                CompressedLayer(
+                    name=layer.name,
+                    data=self._encode(layer, rows, point, errors, bank),
+                    errors=errors,
+                    by_importance=None if H is None else _by_importance(layer.W, E, H.diagonal()),
+                )
+            )
         return results
 
     def estimate(self, W: Float[Tensor, "m n"], log2_gain: float, calibrated: bool) -> float:
@@ -255,3 +262,13 @@ def _measure(W: Tensor, E: Tensor, H: Tensor | None, factor: LDL | None) -> Meas
     H = H.cpu()
     power = proxy_loss(W, H)
     return MeasuredErrors(relative, proxy_loss(E, H) / power if power else 0.0, factor.damping)
+
+
+def _by_importance(W: Tensor, E: Tensor, diagonal: Tensor) -> list[float]:
+    """Relative error of the columns in each tenth of diag H, quietest first."""
+    order = diagonal.cpu().argsort(stable=True)
+    shares = []
+    for columns in order.tensor_split(10):
+        power = float(W[:, columns].square().sum())
+        shares.append((float(E[:, columns].square().sum()) / power) ** 0.5 if power else 0.0)
+    return shares

@@ -1,0 +1,259 @@
+"""What `nwc compress` finds out before it begins: plan, method, text, target, fingerprint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import xxhash
+from torch import Tensor
+
+import nwc
+from nwc.calibration.corpus import token_windows
+from nwc.cli.arguments import usable_device
+from nwc.cli.console import err
+from nwc.codec.model import WeightCodec
+from nwc.coding.tiling import PROFILES
+from nwc.compression.executor import CALIBRATION_FILE, RATE_FILE, Job
+from nwc.compression.plan import Plan, make_plan, require_skeleton
+from nwc.compression.rate_control import RateController
+from nwc.compression.recovery import RecoveryConfig
+from nwc.compression.source import SourceCheckpoint
+from nwc.compression.state import WorkFolder
+from nwc.errors import CalibrationError, ConfigError
+from nwc.formats.codec_file import load_codec
+from nwc.formats.kept import KeptDigest
+from nwc.formats.shipped import shipped_codec
+from nwc.formats.writer import codec_bytes, small_files
+from nwc.integrations.tokenizer import tokenizer_of
+from nwc.methods.base import LayerMethod
+from nwc.methods.registry import METHODS
+
+if TYPE_CHECKING:
+    from nwc.cli.compress import Compress
+
+_SHARED_HEADER_BYTES = 620
+"""Header of a file but for its tensors' entries: facts, codec, padding."""
+
+_CONFIG_BYTES = 330
+"""What the facts add to config.json."""
+
+
+@dataclass(kw_only=True)
+class Preparation:
+    """A run that can begin.
+
+    Args:
+        options: as given.
+        source: the checkpoint.
+        plan: what to compress.
+        job: how.
+        windows: calibration tokens, if there are any.
+        reference: name of the codec, if the file shall only refer to it.
+        work: where the run keeps its state.
+    """
+
+    options: Compress
+    source: SourceCheckpoint
+    plan: Plan
+    job: Job
+    windows: Tensor | None
+    reference: str | None
+    work: WorkFolder
+
+    def open_work(self, *, restart: bool) -> bool:
+        """Make the work folder ready; returns whether there is a run to go on with.
+
+        Raises:
+            ConfigError: it belongs to another run, or the target cannot be met.
+        """
+        going_on = self.work.open(self.fingerprint, restart=restart)
+        if self.work.read_json(RATE_FILE) is None:
+            try:
+                if self.windows is not None:
+                    self.work.write_tensors(CALIBRATION_FILE, {"windows": self.windows}, {})
+                with err.status("sampling the weights to find the step"):
+                    self.work.write_json(RATE_FILE, self._controller().to_json())
+            except BaseException:
+                self.work.close(remove=True)  # nothing is begun yet
+                raise
+            return False
+        return going_on
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that decides the bytes of the result."""
+        options, job = self.options, self.job
+        codec = KeptDigest()
+        for key, value in job.method.codec.state_dict().items():
+            codec.add(key, value)
+        windows = None
+        if self.windows is not None:
+            windows = xxhash.xxh3_64_hexdigest(self.windows.numpy().tobytes())
+        return {
+            "model": self.source.digest(),
+            "calibration": windows,
+            "codec": codec.hexdigest() if job.method.codec.config.kind != "identity" else None,
+            **self.facts,
+            "--codec-by-reference": self.reference,
+            "--keep": list(options.keep),
+            "--profile": options.profile,
+            "--seed": options.seed,
+            "--threads": job.threads,
+            "--device": job.device,
+            "fine-tuning": None if job.recovery is None else dataclasses.asdict(job.recovery),
+            "torch": torch.__version__,
+            "transformers": version("transformers"),
+        }
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the file says of how it was made."""
+        options = self.options
+        return {
+            "method": options.method,
+            "preset": options.preset if options.method == "nwc" else None,
+            **({"bits": options.bits} if options.file_bits is None else {}),
+            **({} if options.file_bits is None else {"file_bits": options.file_bits}),
+            "calibrated": self.windows is not None,
+            "recovery": self.job.recovery is not None,
+            "features": options.features,
+            "nwc": nwc.__version__,
+        }
+
+    @property
+    def kept_bytes(self) -> int:
+        """What tensors that are not compressed take, with their entries in the header."""
+        source = self.source
+        total = 0
+        for key in self.plan.kept:
+            entry = {"dtype": source.dtypes[key], "shape": source.shapes[key]}
+            total += source.size(key) + len(json.dumps({key: entry}, separators=(",", ":")))
+            total += len(',"data_offsets":[,]') + 2 * len(str(self.source_bytes // 2))
+        return total
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of all tensors of the checkpoint."""
+        return sum(map(self.source.size, self.source.keys()))
+
+    def _controller(self) -> RateController:
+        options, plan = self.options, self.plan
+        target = options.bits
+        if options.file_bits is not None:
+            everything = plan.parameters + sum(self.source.count(key) for key in plan.kept)
+            others = self.kept_bytes + self.other_files
+            target = (options.file_bits * everything - 8 * others) / plan.parameters
+            if not 0 < target <= 8:
+                raise ConfigError(
+                    f"--file-bits {options.file_bits:g} leaves {target:.2f} bits for each of "
+                    f"{plan.parameters:,} compressed weights after {others:,} bytes of kept "
+                    "tensors and files; wanted 2 to 7"
+                )
+        return RateController.measure(
+            self.source, plan, self.job.method,
+            target=target,
+            calibrated=self.windows is not None,
+            fixed_bytes=codec_bytes(self.job.method.codec, self.reference) + _SHARED_HEADER_BYTES,
+            profile=PROFILES[options.profile],
+        )  # fmt: skip
+
+    @property
+    def other_files(self) -> int:
+        """Bytes of everything in the folder that is not safetensors."""
+        from nwc.cli.result import draft_files  # noqa: PLC0415  (which takes a Preparation)
+
+        config = 0 if self.source.config is None else _CONFIG_BYTES
+        path = self.source.folder / "config.json"
+        config += path.stat().st_size if path.exists() else 0
+        copied = sum(path.stat().st_size for path in small_files(self.source.folder))
+        return config + copied + sum(len(text.encode()) for text in draft_files(self).values())
+
+
+def prepare(options: Compress, folder: Path) -> Preparation:
+    """Find out everything that does not take long.
+
+    Raises:
+        NWCError: an option, the model or the text cannot be used.
+    """
+    source = SourceCheckpoint(folder)
+    plan = make_plan(source, options.keep)
+    for note in plan.notes:
+        err.print(f"note: {note}", markup=False)
+    device = usable_device(options.device)
+    method, reference = _method(options, device)
+    windows = None if options.calibration is None else _windows(options, plan, folder)
+    work = WorkFolder(options.output.parent / f"{options.output.name}.work")
+    recovery = None
+    left_out = windows is not None and _better_without(plan) and not options.recovery
+    if left_out:
+        err.print(
+            "note: without fine-tuning, which harms models of this kind (--recovery does it)"
+        )
+    elif windows is not None and not options.no_recovery:
+        recovery = RecoveryConfig(steps=options.recovery_steps)
+    job = Job(
+        folder=folder,
+        keep=options.keep,
+        method=method,
+        work=work.path.absolute(),
+        calibrated=windows is not None,
+        recovery=recovery,
+        order="experts" if any(t.role for t in plan.tensors) else "dense",
+        drifted=options.features == "compressed",
+        seed=options.seed,
+        device=device,
+        threads=options.thread_count,
+    )
+    return Preparation(
+        options=options, source=source, plan=plan, job=job, windows=windows,
+        reference=reference, work=work,
+    )  # fmt: skip
+
+
+def _better_without(plan: Plan) -> bool:
+    """Whether fine-tuning is off by default: App. A.5 saw it harm GPT-OSS."""
+    return getattr(require_skeleton(plan).model.config, "model_type", "") == "gpt_oss"
+
+
+def _windows(options: Compress, plan: Plan, folder: Path) -> Tensor:
+    skeleton = require_skeleton(plan)
+    limit = getattr(skeleton.model.config, "max_position_embeddings", None) or 2048
+    context = options.context or min(2048, limit)
+    if context > limit:
+        raise ConfigError(f"--context is {context}, the model takes at most {limit} tokens")
+    assert options.calibration is not None
+    windows = token_windows(
+        options.calibration, tokenizer_of(folder),
+        tokens=options.calibration_tokens, context=context,
+    )  # fmt: skip
+    vocabulary = skeleton.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    if int(windows.max()) >= vocabulary:
+        raise CalibrationError(
+            f"the tokenizer gives token {int(windows.max())}, the model knows {vocabulary}: "
+            f"the tokenizer files in {folder} belong to another model"
+        )
+    return windows
+
+
+def _method(options: Compress, device: str) -> tuple[LayerMethod, str | None]:
+    """The method, and the name of its codec if the file shall only refer to it."""
+    profile = PROFILES[options.profile]
+    if options.method == "ecsq":
+        if options.codec or options.codec_by_reference:
+            raise ConfigError("method ecsq has no codec; drop --codec and --codec-by-reference")
+        return METHODS["ecsq"](None, profile, device), None
+    codec, name = _codec(options)
+    return METHODS["nwc"](codec, profile, device), name if options.codec_by_reference else None
+
+
+def _codec(options: Compress) -> tuple[WeightCodec, str]:
+    if options.codec is not None:
+        return load_codec(options.codec), options.codec.stem
+    return shipped_codec(options.preset, options.bits)

@@ -1,0 +1,220 @@
+r"""Inter-layer recovery fine-tuning (paper Sec. 3.3, App. A.5).
+
+After some layers of a block are compressed, the parameters of the block that are not are tuned so
+that its output on the calibration features is the original block's again:
+
+.. math:: \min \; \mathbb{E} \, \| f_{\hat\theta}(x) - f_\theta(x) \|^2
+
+Some batches are held out. What they say decides when to stop, and whether anything is changed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nwc.compression.recorder import Group
+from nwc.errors import ConfigError
+
+ORDERS: dict[str, tuple[frozenset[str], ...] | None] = {
+    "dense": None,
+    "experts": (
+        frozenset({""}),
+        frozenset({"up", "gate_up"}),
+        frozenset({"gate"}),
+        frozenset({"down"}),
+    ),
+}
+"""After which roles of matrices a block is fine-tuned (App. A.5: attention and router, all ups,
+all gates, all downs). None: after every group of layers that share their input."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoveryConfig:
+    """How blocks are fine-tuned.
+
+    Args:
+        steps: optimiser steps after each group.
+        learning_rate: of Adam, as a multiple of every parameter's root mean square; it falls to
+            zero along a cosine.
+        held_out: share of the batches that are held out.
+        checks: how often the held-out batches are looked at.
+    """
+
+    steps: int = 64
+    learning_rate: float = 0.003
+    held_out: float = 0.125
+    checks: int = 4
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not 0 < self.learning_rate < 1:
+            raise ConfigError(
+                f"fine-tuning has {self.steps} steps at rate {self.learning_rate}, wanted at "
+                "least 1 and a rate in (0, 1)"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """What fine-tuning did after one stage.
+
+    Args:
+        before: squared error of the block's output on held-out batches over the power of what
+            the block adds to its input.
+        after: the same with the parameters that were kept.
+        steps: how many were taken until then; 0 if the parameters from before were better.
+    """
+
+    before: float
+    after: float
+    steps: int
+
+
+def stages(groups: list[Group], order: tuple[frozenset[str], ...] | None) -> list[list[Group]]:
+    """What is compressed between two fine-tunings.
+
+    Args:
+        groups: of a block, in the order of use.
+        order: one of `ORDERS`.
+    """
+    if order is None:
+        return [[group] for group in groups]
+    parts = []
+    for roles in order:
+        stage = []
+        for group in groups:
+            tensors = [t for t in group.tensors if t.role in roles]
+            if tensors:
+                stage.append(Group(tensors=tensors, hessian=group.hessian, prior=group.prior))
+        if stage:
+            parts.append(stage)
+    return parts
+
+
+def split_batches(count: int, share: float) -> tuple[list[int], list[int]]:
+    """Batches to learn from and batches to look at, the latter spread over the text.
+
+    Example:
+        >>> split_batches(8, 0.25)
+        ([0, 1, 2, 4, 5, 6], [3, 7])
+        >>> split_batches(1, 0.25)
+        ([0], [])
+    """
+    every = max(2, round(1 / share))
+    held_out = [i for i in range(count) if i % every == every - 1] or list(range(1, count))[-1:]
+    return [i for i in range(count) if i not in held_out], held_out
+
+
+class FineTuner:
+    """Tunes one block.
+
+    Args:
+        run: output of the block for features.
+        inputs: batch number -> features.
+        targets: batch number -> output of the original block.
+        batches: how many there are.
+        config: how.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Tensor], Tensor],
+        inputs: Callable[[int], Tensor],
+        targets: Callable[[int], Tensor],
+        batches: int,
+        config: RecoveryConfig,
+    ) -> None:
+        self._run = run
+        self._inputs = inputs
+        self._targets = targets
+        self._config = config
+        self.train, self.held_out = split_batches(batches, config.held_out)
+
+    def tune(
+        self,
+        parameters: dict[str, nn.Parameter],
+        frozen: dict[str, Tensor],
+        stored: dict[str, torch.dtype],
+        seed: int,
+    ) -> Recovery:
+        """Tune parameters in place.
+
+        Args:
+            parameters: by path in the block.
+            frozen: for some of them, where they must not change (boolean, of the same shape).
+            stored: dtype of those that the file keeps as they are, in which they are judged.
+            seed: of the order of batches.
+        """
+        config = self._config
+        before = best = self._held_out_error()
+        kept = {path: p.detach().clone() for path, p in parameters.items()}
+        taken = 0
+        groups = [
+            {"params": [p], "lr": config.learning_rate * max(_rms(p), 1e-8)}
+            for p in parameters.values()
+        ]
+        optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95), eps=1e-12)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / config.steps))
+        )
+        for p in parameters.values():
+            p.requires_grad_(True)
+        batches = _shuffled(self.train, config.steps, seed)
+        check_every = max(1, config.steps // config.checks)
+        for step, i in enumerate(batches, start=1):
+            x, y = self._inputs(i), self._targets(i)
+            output = self._run(x).float()
+            loss = (output - y.to(output)).square().mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            for path, mask in frozen.items():
+                gradient = parameters[path].grad
+                if gradient is not None:
+                    gradient.masked_fill_(mask, 0.0)
+            optimizer.step()
+            schedule.step()
+            if step % check_every == 0 or step == config.steps:
+                exact = {path: parameters[path].detach().clone() for path in stored}
+                with torch.no_grad():
+                    for path, dtype in stored.items():
+                        parameters[path].copy_(exact[path].to(dtype))
+                    error = self._held_out_error()
+                    if error < best:
+                        best, taken = error, step
+                        for path, p in parameters.items():
+                            kept[path].copy_(p)
+                    for path, value in exact.items():
+                        parameters[path].copy_(value)
+        for path, p in parameters.items():
+            p.requires_grad_(False)
+            p.grad = None
+            p.copy_(kept[path])
+        return Recovery(before=before, after=best, steps=taken)
+
+    @torch.no_grad()
+    def _held_out_error(self) -> float:
+        error = power = 0.0
+        for i in self.held_out:
+            x, y = self._inputs(i), self._targets(i)
+            output = self._run(x).float()
+            y = y.to(output)
+            error += float((output - y).square().sum(dtype=torch.float64))
+            power += float((y - x.to(output)).square().sum(dtype=torch.float64))
+        return error / power if power else 0.0
+
+
+def _rms(p: Tensor) -> float:
+    return float(p.detach().square().mean().sqrt())
+
+
+def _shuffled(batches: list[int], steps: int, seed: int) -> list[int]:
+    """So many batches in random order, all of them before any comes again."""
+    generator = torch.Generator().manual_seed(seed)
+    order: list[int] = []
+    while len(order) < steps:
+        order += [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+    return order[:steps]
