@@ -84,11 +84,8 @@ def _cell(row: dict[str, Any]) -> str:
 
 
 def _select(rows: list[dict[str, Any]], model: str, method: str, calibrated: bool) -> list[dict]:
-    mine = [
-        r
-        for r in rows
-        if (r["model"], r["method"], r["calibrated"]) == (model, method, calibrated)
-    ]
+    variant = "feedback" if calibrated else "data-free"
+    mine = [r for r in rows if (r["model"], r["method"], r["variant"]) == (model, method, variant)]
     return sorted(mine, key=lambda r: r["asked"])
 
 

@@ -3,17 +3,19 @@ r"""Quality at equal bits: a model compressed in several ways, each compared wit
     python benchmarks/quality.py --model MODEL --calibration TEXT --text HELDOUT \
       --output rows.jsonl
 
-One JSON row for each method and rate. Everything goes through the command, as a user would do
-it. Rows that the file already has are not measured again, so that a stopped run goes on.
+One JSON row for each method, variant, rate and seed. Everything goes through the command, as a
+user would do it. Rows that the file already has are not measured again, so that a stopped run goes on.
 """
 
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,15 @@ METHODS: dict[str, tuple[str, ...]] = {
     "ecsq": ("--method", "ecsq"),
 }
 
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "data-free": (),
+    "feedback": ("--no-recovery",),
+    "recovery": (),
+    "feedback, compressed features": ("--no-recovery", "--features", "compressed"),
+    "recovery, compressed features": ("--features", "compressed"),
+}
+"""How a method is used: without calibration text, with LDLQ alone, with fine-tuning as well."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
@@ -38,7 +49,7 @@ class Quality:
     model: Path
     """Folder of the original."""
     calibration: Path
-    """Text to calibrate with; every method is measured with it and data-free."""
+    """Text to calibrate with."""
     text: Path
     """Held-out text."""
     output: Path
@@ -47,6 +58,10 @@ class Quality:
     """Bits per parameter over the compressed tensors."""
     methods: tuple[str, ...] = tuple(METHODS)
     """Which of the methods."""
+    variants: tuple[str, ...] = ("feedback", "data-free")
+    """Which of the variants."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of fine-tuning."""
     context: int = 256
     """Tokens in a window of the held-out text."""
     max_tokens: int = 30_000
@@ -58,25 +73,27 @@ def run(config: Quality) -> None:
     config.output.parent.mkdir(parents=True, exist_ok=True)
     config.output.touch()
     rows = [json.loads(line) for line in config.output.read_text().splitlines()]
-    done = {(r["model"], r["method"], r["calibrated"], r["asked"]) for r in rows}
-    for calibrated in (True, False):
-        for bits in config.bits:
-            for method in config.methods:
-                if (config.model.name, method, calibrated, bits) not in done:
-                    row = _measure(config, method, calibrated, bits)
-                    with config.output.open("a") as file:
-                        file.write(json.dumps(row) + "\n")
-                    print(json.dumps(row))
+    done = {(r["model"], r["method"], r["variant"], r["asked"], r["seed"]) for r in rows}
+    for point in itertools.product(config.variants, config.bits, config.methods, config.seeds):
+        variant, bits, method, seed = point
+        if (config.model.name, method, variant, bits, seed) not in done:
+            row = _measure(config, method, variant, bits, seed)
+            with config.output.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(json.dumps(row), flush=True)
 
 
-def _measure(config: Quality, method: str, calibrated: bool, bits: float) -> dict[str, Any]:
+def _measure(config: Quality, method: str, variant: str, bits: float, seed: int) -> dict[str, Any]:
+    calibrated = variant != "data-free"
     how = ("--calibration", str(config.calibration)) if calibrated else ("--data-free",)
+    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         out = str(Path(folder) / "compressed")
         made = _nwc(
             "compress", str(config.model), "--output", out, "--bits", str(bits), "--json",
-            *how, *METHODS[method],
+            "--seed", str(seed), *how, *METHODS[method], *VARIANTS[variant],
         )  # fmt: skip
+        seconds = time.perf_counter() - start
         found = _nwc(
             "eval", out, "--reference", str(config.model), "--text", str(config.text), "--json",
             "--context", str(config.context), "--max-tokens", str(config.max_tokens),
@@ -84,10 +101,12 @@ def _measure(config: Quality, method: str, calibrated: bool, bits: float) -> dic
     return {
         "model": config.model.name,
         "method": method,
-        "calibrated": calibrated,
+        "variant": variant,
+        "seed": seed,
         "asked": bits,
         "bits": made["bits_per_parameter"]["tensors"],
         "file_bits": made["bits_per_parameter"]["file"],
+        "seconds": round(seconds, 1),
         **found,
         "text": config.text.name,
         "nwc": nwc.__version__,

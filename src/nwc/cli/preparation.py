@@ -23,7 +23,7 @@ from nwc.coding.tiling import PROFILES
 from nwc.compression.executor import CALIBRATION_FILE, RATE_FILE, Job
 from nwc.compression.plan import Plan, make_plan, require_skeleton
 from nwc.compression.rate_control import RateController
-from nwc.compression.recovery import RecoveryConfig
+from nwc.compression.recovery import RecoveryConfig, fast_bf16
 from nwc.compression.source import SourceCheckpoint
 from nwc.compression.state import WorkFolder
 from nwc.errors import CalibrationError, ConfigError
@@ -197,7 +197,7 @@ def prepare(options: Compress, folder: Path) -> Preparation:
             "note: without fine-tuning, which harms models of this kind (--recovery does it)"
         )
     elif windows is not None and not options.no_recovery:
-        recovery = RecoveryConfig(steps=options.recovery_steps)
+        recovery = RecoveryConfig(steps=options.recovery_steps, bf16=fast_bf16(device))
     job = Job(
         folder=folder,
         keep=options.keep,
