@@ -4,7 +4,8 @@ r"""Quality at equal bits: a model compressed in several ways, each compared wit
       --output rows.jsonl
 
 One JSON row for each method, variant, rate and seed. Everything goes through the command, as a
-user would do it. Rows that the file already has are not measured again, so that a stopped run goes on.
+user would do it. Rows that the file already has are not measured again, so that a stopped run
+goes on.
 """
 
 from __future__ import annotations

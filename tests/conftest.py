@@ -10,9 +10,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "and", "."]
@@ -86,6 +92,58 @@ def gpt2(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=VOCABULARY, n_embd=64, n_layer=2, n_head=4, n_positions=128)
     return _save(GPT2LMHeadModel(config), tmp_path_factory.mktemp("models") / "gpt2")
+
+
+def _trained(model: torch.nn.Module) -> torch.nn.Module:
+    """Train for a moment on sequences with a rule, so that routers and experts specialise."""
+    generator = torch.Generator().manual_seed(2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(40):
+        first = torch.randint(VOCABULARY, (8, 1), generator=generator)
+        step = torch.randint(1, 4, (8, 1), generator=generator)
+        ids = (first + step * torch.arange(32)) % VOCABULARY
+        loss = model(input_ids=ids, labels=ids).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+_EXPERTS = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "num_experts_per_tok": 2,
+    "tie_word_embeddings": True,
+}
+_FAMILIES = {
+    "mixtral": (MixtralForCausalLM, MixtralConfig, {"num_local_experts": 4}),
+    "qwen3_moe": (
+        Qwen3MoeForCausalLM,
+        Qwen3MoeConfig,
+        {"num_experts": 4, "moe_intermediate_size": 48, "head_dim": 16, "norm_topk_prob": True},
+    ),
+    "gpt_oss": (
+        GptOssForCausalLM,
+        GptOssConfig,
+        {"num_local_experts": 4, "head_dim": 16, "sliding_window": 32},
+    ),
+}
+
+
+@pytest.fixture(scope="session", params=list(_FAMILIES))
+def experts(request, tmp_path_factory) -> Path:
+    """A mixture of experts in 2 blocks of width 64, BF16, on disk as the hub has its family."""
+    torch.manual_seed(0)
+    kind, config, settings = _FAMILIES[request.param]
+    folder = tmp_path_factory.mktemp("models") / request.param
+    _trained(kind(config(**_EXPERTS | settings))).to(torch.bfloat16).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -41,9 +41,7 @@ def compressed(llama, text, tmp_path_factory):
     arguments = ["compress", llama, "--output", folder, "--bits", "5", "--calibration", text]
     quick = ["--calibration-tokens", "4096", "--recovery-steps", "8"]
     with pytest.raises(SystemExit) as stop:
-        main(
-            [str(a) for a in [*arguments, *quick]]
-        )
+        main([str(a) for a in [*arguments, *quick]])
     assert not stop.value.code
     return folder
 

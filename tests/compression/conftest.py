@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nwc.coding.tables import TableBank
 from nwc.compression.executor import CALIBRATION_FILE, RATE_FILE, Inline, Job
 from nwc.compression.pipeline import compress_model
 from nwc.compression.plan import Plan, make_plan
@@ -49,6 +50,15 @@ class Run:
         """Name -> finished tensor."""
         groups = [group for unit in self.units(**options) for group in unit.groups()]
         return {t.name: t for group in groups for t in group.tensors}
+
+    def bank(self):
+        """The tables that all groups share."""
+        bank = TableBank()
+        for unit in range(len(self.plan.units)):
+            for file in self.work.group_files(unit):
+                for table in self.work.read_bank(file).tables:
+                    bank.place(table)
+        return bank
 
     def done(self, tensors):
         return {name: Done(len(t.data), t.log2_gain) for name, t in tensors.items()}

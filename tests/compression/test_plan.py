@@ -62,7 +62,7 @@ def test_names_with_and_without_the_prefix_of_the_base_model(gpt2, tmp_path):
 
 def test_bare_folder(bare):
     plan = plan_of(bare)
-    assert [t.key for t in plan.tensors] == ["decoder.weight", "encoder.weight"]
+    assert [t.key for t in plan.tensors] == ["encoder.weight", "decoder.weight"]
     assert plan.skeleton is None
     assert plan.notes == ["planned from tensor shapes alone: no config.json"]
     with pytest.raises(ConfigError, match=r"cannot calibrate: .* use --data-free"):

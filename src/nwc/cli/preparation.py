@@ -30,16 +30,13 @@ from nwc.errors import CalibrationError, ConfigError
 from nwc.formats.codec_file import load_codec
 from nwc.formats.kept import KeptDigest
 from nwc.formats.shipped import shipped_codec
-from nwc.formats.writer import codec_bytes, small_files
+from nwc.formats.writer import checkpoint_facts, codec_bytes, codec_facts, small_files
 from nwc.integrations.tokenizer import tokenizer_of
 from nwc.methods.base import LayerMethod
 from nwc.methods.registry import METHODS
 
 if TYPE_CHECKING:
     from nwc.cli.compress import Compress
-
-_SHARED_HEADER_BYTES = 620
-"""Header of a file but for its tensors' entries: facts, codec, padding."""
 
 _CONFIG_BYTES = 330
 """What the facts add to config.json."""
@@ -160,9 +157,27 @@ class Preparation:
             self.source, plan, self.job.method,
             target=target,
             calibrated=self.windows is not None,
-            fixed_bytes=codec_bytes(self.job.method.codec, self.reference) + _SHARED_HEADER_BYTES,
+            fixed_bytes=codec_bytes(self.job.method.codec, self.reference) + self._header_bytes,
             profile=PROFILES[options.profile],
         )  # fmt: skip
+
+    @property
+    def _header_bytes(self) -> int:
+        """Header of the file but for the entries of matrices, kept tensors and codec."""
+        stacked: dict[str, int] = {}
+        for t in self.plan.tensors:
+            if t.part is not None:
+                stacked[t.key] = t.part + 1
+        about = checkpoint_facts(
+            codec_facts(self.job.method.codec, self.reference),
+            "0" * 16,
+            "0" * 16,
+            stacked,
+            self.facts,
+        )
+        text = json.dumps({"__metadata__": {"format": "pt", "nwc": about}}, separators=(",", ":"))
+        bank = len('"nwc.tables":{"dtype":"U8","shape":[400],"data_offsets":[,]},') + 14
+        return 8 + len(text) + bank + 4  # to the next multiple of eight
 
     @property
     def other_files(self) -> int:

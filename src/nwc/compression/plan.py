@@ -152,7 +152,8 @@ def _plan_bare(
             m, n = shape[-2:]
             parts = [None] if len(shape) == 2 else range(shape[0])
             tensors += [PlannedTensor(key=key, part=part, m=m, n=n) for part in parts]
-    return tensors, skipped
+    # The last one makes up for what is missing to the target, so it should be large.
+    return sorted(tensors, key=lambda t: t.parameters), skipped
 
 
 def _plan_model(

@@ -8,6 +8,7 @@ was off (feedback enlarges what is coded), and the gain of what is left is solve
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -26,6 +27,8 @@ _MIN_LOG2_GAIN, _MAX_LOG2_GAIN = -4.0, 6.5
 _TILE_BYTES = 72
 _STREAM_BYTES = 130
 _TABLE_BYTES = 40
+_BANK_BYTES = 400
+"""A guess at the shared tables, which are only known at the end."""
 
 
 class Estimate(NamedTuple):
@@ -62,7 +65,9 @@ class RateController:
 
     Args:
         target_bits: of all compressed tensors and what they share.
-        fixed_bits: what the file carries once: synthesis transform, shared header.
+        fixed_bits: what the file carries once: synthesis transform, shared header; shared tables
+            apart.
+        offset_digits: of places in the file, which its header spells out.
         reference: log2 gain of the estimates.
         slope: bits per weight that one more octave of gain costs.
         estimates: by name of the matrix.
@@ -70,6 +75,7 @@ class RateController:
 
     target_bits: float
     fixed_bits: float
+    offset_digits: int
     reference: float
     slope: float
     estimates: dict[str, Estimate]
@@ -101,9 +107,15 @@ class RateController:
             ConfigError: the overheads alone exceed the target.
         """
         samples = {t.name: _sample(source, t) for t in plan.tensors}
-        overheads = {t.name: 8.0 * _overhead_bytes(t, profile) for t in plan.tensors}
+        kept = sum(map(source.size, plan.kept))
+        digits = len(str(round(kept + target * plan.parameters / 16)))
+        overheads = {
+            t.name: 8.0 * (_overhead_bytes(t, profile) + entry_bytes(t.name, 10**4, digits))
+            for t in plan.tensors
+        }
         fixed = 8.0 * fixed_bytes
-        available = target - (sum(overheads.values()) + fixed) / plan.parameters
+        shared = fixed + 8 * _BANK_BYTES
+        available = target - (sum(overheads.values()) + shared) / plan.parameters
         if available < 0.3:
             raise ConfigError(
                 f"{target:.4g} bits per parameter cannot be met: scales, tables and headers take "
@@ -134,6 +146,7 @@ class RateController:
         return cls(
             target_bits=target * plan.parameters,
             fixed_bits=fixed,
+            offset_digits=digits,
             reference=gain,
             slope=slope,
             estimates={
@@ -162,7 +175,7 @@ class RateController:
         weights: dict[str, int] = {}
         for name, (size, gain) in done.items():
             estimate = self.estimates[name]
-            excess = 8 * _stored(name, size) - self._predicted(estimate, gain)
+            excess = 8 * self._stored(name, size) - self._predicted(estimate, gain)
             surprise.setdefault(estimate.kind, []).append(excess)
             weights[estimate.kind] = weights.get(estimate.kind, 0) + estimate.parameters
         excess_of = {kind: sum(bits) / weights[kind] for kind, bits in surprise.items()}
@@ -173,45 +186,60 @@ class RateController:
             for e in waiting
         )
         parameters = sum(e.parameters for e in waiting)
-        missing = self.target_bits - self._spent(done) - expected
+        missing = self.target_bits - self._spent(done, _BANK_BYTES) - expected
         return _clamp(self.reference + missing / max(1, parameters) / self.slope)
 
-    def deviation(self, done: Mapping[str, Done]) -> float:
-        """Relative difference of what everything takes and the target, when all is finished."""
-        return (self._spent(done) - self.target_bits) / self.target_bits
+    def deviation(self, done: Mapping[str, Done], bank_bytes: int) -> float:
+        """Relative difference of what everything takes and the target, when all is finished.
 
-    def corrected(self, gain: float, done: Mapping[str, Done], names: list[str]) -> float:
+        Args:
+            done: all matrices.
+            bank_bytes: of the shared tables.
+        """
+        return (self._spent(done, bank_bytes) - self.target_bits) / self.target_bits
+
+    def corrected(
+        self, gain: float, done: Mapping[str, Done], bank_bytes: int, names: list[str]
+    ) -> float:
         """The gain with which compressing some matrices again meets the target."""
         weights = sum(self.estimates[name].parameters for name in names)
-        return _clamp(gain + (self.target_bits - self._spent(done)) / weights / self.slope)
+        missing = self.target_bits - self._spent(done, bank_bytes)
+        return _clamp(gain + missing / weights / self.slope)
 
     def _predicted(self, estimate: Estimate, gain: float) -> float:
         payload = estimate.payload_bits + self.slope * (gain - self.reference)
         return estimate.overhead_bits + payload * estimate.parameters
 
-    def _spent(self, done: Mapping[str, Done]) -> float:
-        return self.fixed_bits + sum(8 * _stored(name, d.size) for name, d in done.items())
+    def _spent(self, done: Mapping[str, Done], bank_bytes: int) -> float:
+        streams = sum(self._stored(name, d.size) for name, d in done.items())
+        return self.fixed_bits + 8 * (streams + bank_bytes)
+
+    def _stored(self, name: str, size: int) -> int:
+        return size + entry_bytes(name, size, self.offset_digits)
 
 
 def _clamp(log2_gain: float) -> float:
     return min(max(log2_gain, _MIN_LOG2_GAIN), _MAX_LOG2_GAIN)
 
 
-def _stored(name: str, size: int) -> int:
-    return size + _entry_bytes(name)
-
-
 def _overhead_bytes(tensor: PlannedTensor, profile: Profile) -> float:
     chunks = chunk_count(tensor.m)
     tile_chunks, tile_columns = tile_shape(chunks, tensor.n, profile)
     tiles = -(-chunks // tile_chunks) * -(-tensor.n // tile_columns)
-    header = _STREAM_BYTES + _entry_bytes(tensor.name)
-    return tiles * _TILE_BYTES + header + _TABLE_BYTES + 0.35 * tensor.n
+    return tiles * _TILE_BYTES + _STREAM_BYTES + _TABLE_BYTES + 0.35 * tensor.n
 
 
-def _entry_bytes(name: str) -> int:
-    """What a stream's entry in the header of its shard takes."""
-    return 75 + len(name)
+def entry_bytes(name: str, size: int, offset_digits: int) -> int:
+    """What the entry of a stream takes in the header of its shard.
+
+    Example:
+        >>> entry_bytes("a", 123, 4) == len('"a.nwc":{"dtype":"U8","shape":[123],'
+        ...                                 '"data_offsets":[1000,1000]},')
+        True
+    """
+    offset = 10 ** (offset_digits - 1)
+    entry = {"dtype": "U8", "shape": [size], "data_offsets": [offset, offset]}
+    return len(json.dumps({f"{name}.nwc": entry}, separators=(",", ":"))) - 1
 
 
 def _sample(source: SourceCheckpoint, tensor: PlannedTensor) -> Tensor:

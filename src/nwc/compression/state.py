@@ -229,6 +229,11 @@ class WorkFolder:
         bank = TableBank.from_bytes(tensors[_BANK].numpy().tobytes())
         return FinishedGroup(tensors=finished, bank=bank, warnings=facts["warnings"])
 
+    def read_bank(self, name: str) -> TableBank:
+        """The tables of what was compressed, without its streams."""
+        with safe_open(self.path / name, "pt") as file:
+            return TableBank.from_bytes(file.get_tensor(_BANK).numpy().tobytes())
+
     def group_files(self, unit: int) -> list[str]:
         """Names of what a unit has compressed so far, in order."""
         folder = self.path / "units" / f"{unit:05d}"

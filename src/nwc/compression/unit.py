@@ -88,7 +88,8 @@ class UnitCompressor:
         tensors = self.plan.units[unit]
         done = self._done(visible(unit, len(self.plan.units)))
         if self.stream is None:
-            for i, tensor in enumerate(tensors):
+            # The last one makes up for what is missing to the target, so it should be large.
+            for i, tensor in enumerate(sorted(tensors, key=lambda t: t.parameters)):
                 group = Group(tensors=[tensor], hessian=None)
                 self._group(unit, i, group, None, done, last=i == len(tensors) - 1)
                 on_progress(tensor.name)
@@ -212,15 +213,27 @@ class UnitCompressor:
             now = done | {r.name: Done(len(r.data), gain) for r in results}
             used = gain
             # After the last group nothing else absorbs the error: it is compressed until it fits.
-            if not final or abs(self.controller.deviation(now)) <= TOLERANCE or attempt == RETRIES:
+            if not final or attempt == RETRIES:
                 break
-            gain = self.controller.corrected(gain, now, names)
+            shared = self._bank_bytes(bank)
+            if abs(self.controller.deviation(now, shared)) <= TOLERANCE:
+                break
+            gain = self.controller.corrected(gain, now, shared, names)
         tokens = None if H is None or group.hessian is None else group.hessian.tokens
         return FinishedGroup(
             tensors=[_finished(result, used, tokens) for result in results],
             bank=bank,
             warnings=warnings,
         )
+
+    def _bank_bytes(self, last: TableBank) -> int:
+        """Size of the tables that all groups share, given the last group's."""
+        bank = TableBank()
+        files = [f for unit in range(len(self.plan.units)) for f in self.work.group_files(unit)]
+        for tables in (*map(self.work.read_bank, files), last):
+            for table in tables.tables:
+                bank.place(table)
+        return len(bank.to_bytes()) if bank.tables else 0
 
     def _matrix(self, tensor: PlannedTensor, block: nn.Module | None) -> Tensor:
         if block is None:

@@ -254,19 +254,34 @@ class CheckpointWriter(FolderWriter):
         """
         if bank.tables:
             self._add(layout.BANK_KEY, bank.to_bytes())
-        about = {
-            "version": VERSION,
-            "codec": self._codec,
-            "kept": self._kept.hexdigest(),
-            "hash": self._all.hexdigest(),
-            **({"stacked": self._stacked} if self._stacked else {}),
-            **facts,
-        }
+        about = checkpoint_facts(
+            self._codec, self._kept.hexdigest(), self._all.hexdigest(), self._stacked, facts
+        )
         if config is not None:
             compression = {"quant_method": layout.QUANT_METHOD, "version": VERSION, **facts}
             config = {**config, "quantization_config": compression}
-        metadata = {layout.METADATA_KEY: json.dumps(about, separators=(",", ":"))}
-        return self.finish(config, metadata)
+        return self.finish(config, {layout.METADATA_KEY: about})
+
+
+def checkpoint_facts(
+    codec: dict[str, Any],
+    kept: str,
+    everything: str,
+    stacked: dict[str, int],
+    facts: dict[str, Any],
+) -> str:
+    """The JSON text in the header.
+
+    Args:
+        codec: see `codec_facts`.
+        kept: hash over the kept tensors.
+        everything: hash over all.
+        stacked: tensors of three dimensions -> how many matrices.
+        facts: about the compression.
+    """
+    about = {"version": VERSION, "codec": codec, "kept": kept, "hash": everything}
+    about |= {"stacked": stacked} if stacked else {}
+    return json.dumps(about | facts, separators=(",", ":"))
 
 
 def codec_facts(codec: WeightCodec, by_reference: str | None) -> dict[str, Any]:
@@ -280,4 +295,8 @@ def codec_facts(codec: WeightCodec, by_reference: str | None) -> dict[str, Any]:
 def codec_bytes(codec: WeightCodec, by_reference: str | None) -> int:
     """What a synthesis transform takes in a file, its entry in the header included."""
     size = 0 if by_reference is not None else len(synthesis_vector(codec))
-    return 2 * size + 80 if size else 0
+    if not size:
+        return 0
+    entry = {"dtype": "F16", "shape": [size], "data_offsets": [0, 2 * size]}
+    text = json.dumps({layout.CODEC_KEY: entry}, separators=(",", ":"))
+    return 2 * size + len(text) - 1
