@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -241,12 +242,13 @@ class RayCluster(Executor):
 
     def __init__(self, job: Job, address: str) -> None:
         try:
-            import ray  # type: ignore[import-not-found]  # noqa: PLC0415  (an extra)
+            import ray
         except ImportError as error:
             raise ConfigError(
                 '--ray needs ray: pip install "neural-weight-compression[ray]"'
             ) from error
         self._ray: Any = ray
+        _require_reachable(address)
         try:
             ray.init(address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -271,6 +273,19 @@ class RayCluster(Executor):
     def close(self) -> None:
         """Leave the cluster, which stops this run's tasks."""
         self._ray.shutdown()
+
+
+def _require_reachable(address: str) -> None:
+    """Raise ConfigError if nobody answers; Ray itself would try for minutes."""
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    if not host or not port.isdigit():
+        return  # a name that Ray resolves: auto, local
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConfigError(
+            f"no Ray cluster at {address}: {error}; start one with `ray start --head`"
+        ) from error
 
 
 def _run_remote(job: Job, unit: int) -> None:
