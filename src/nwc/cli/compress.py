@@ -12,6 +12,7 @@ from nwc.cli.arguments import Calibration, CodecFile, Folder, Model, Patterns, T
 from nwc.cli.console import Command, err, out, print_json, quiet_transformers, timed_bar
 from nwc.cli.plan_table import show_plan
 from nwc.cli.preparation import Preparation, prepare
+from nwc.cli.report import check_page, draw_page, page_of
 from nwc.cli.result import write_result
 from nwc.compression.executor import Executor, Inline, Job, Processes, RayCluster, threads
 from nwc.compression.pipeline import compress_model
@@ -101,6 +102,7 @@ class Compress(Command):
         quiet_transformers()
         folder = find_model(self.model)
         check_output(self.output, folder, overwrite=self.overwrite)
+        check_page(page_of(self.output), overwrite=self.overwrite)
         with threads(self.thread_count):
             preparation = prepare(self, folder)
             if self.dry_run:
@@ -124,6 +126,7 @@ class Compress(Command):
                 work.close(remove=done or work.is_empty)
         for warning in warnings:
             err.print(f"warning: {warning}", markup=False)
+        draw_page(self.output, page_of(self.output))
         self._summary(preparation)
         return 0
 
@@ -204,7 +207,8 @@ class Compress(Command):
         out.print(
             f"{self.output}: {bits['tensors']:.3f} bits per parameter over "
             f"{preparation.plan.parameters:,} compressed weights, {bits['file']:.3f} over the "
-            f"whole folder ({found['file_bytes']:,} bytes), hash {checkpoint.facts['hash']}",
+            f"whole folder ({found['file_bytes']:,} bytes), hash {checkpoint.facts['hash']}\n"
+            f"{page_of(self.output)}: the report",
             markup=False,
         )
 

@@ -37,23 +37,39 @@ class Report(Command):
     def run(self) -> int:
         """See the class."""
         page = self._page()
-        text = render_html(read_report(self.model / REPORT_FILE))
-        _write(page, text)
+        draw_page(self.model, page)
         out.print(f"{page}", markup=False)
         return 0
 
     def _page(self) -> Path:
-        page = self.output
-        if page is None:
-            folder = self.model if self.model.name not in ("", "..") else self.model.resolve()
-            page = folder.parent / f"{folder.name}-report.html"
+        page = self.output or page_of(self.model)
         if page.suffix not in (".html", ".htm"):
             raise ConfigError(f"--output is {page}, wanted a name ending in .html")
-        if page.is_dir():
-            raise FormatError(f"{page} is a folder; choose another --output")
-        if page.exists() and not self.overwrite:
-            raise FormatError(f"{page} exists; choose another --output or add --overwrite")
+        check_page(page, overwrite=self.overwrite)
         return page
+
+
+def page_of(folder: Path) -> Path:
+    """Where the page of a compressed folder lies: beside it, so that the folder stays small."""
+    folder = folder if folder.name not in ("", "..") else folder.resolve()
+    return folder.parent / f"{folder.name}-report.html"
+
+
+def check_page(page: Path, *, overwrite: bool) -> None:
+    """Raise FormatError if a page may not be written."""
+    if page.is_dir():
+        raise FormatError(f"{page} is a folder; choose another --output")
+    if page.exists() and not overwrite:
+        raise FormatError(f"{page} exists; choose another --output or add --overwrite")
+
+
+def draw_page(folder: Path, page: Path) -> None:
+    """Draw the report of a compressed folder.
+
+    Raises:
+        FormatError: there is none, or it is damaged.
+    """
+    _write(page, render_html(read_report(folder / REPORT_FILE)))
 
 
 def read_report(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nwc.cli.inspect import inspection
+from nwc.cli.report import REPORT_FILE
 from nwc.coding.bitstream import rebank
 from nwc.coding.tables import TableBank
 from nwc.compression.pipeline import CompressedUnit
@@ -25,7 +26,7 @@ from nwc.reporting.model_card import render_card
 if TYPE_CHECKING:
     from nwc.cli.preparation import Preparation
 
-REPORT, CARD = "report.json", "README.md"
+CARD = "README.md"
 
 
 def write_result(preparation: Preparation, units: list[CompressedUnit]) -> list[str]:
@@ -190,7 +191,7 @@ def _files(report: dict[str, Any], others: int) -> dict[str, str]:
             break
         report["file_bytes"] = size
         report["bits_per_parameter"]["file"] = 8 * size / everything
-        files = {CARD: render_card(report), REPORT: _dump(_rounded(report))}
+        files = {CARD: render_card(report), REPORT_FILE: _dump(_rounded(report))}
     return files
 
 

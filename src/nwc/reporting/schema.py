@@ -177,9 +177,7 @@ _REPORT = _object(
         _each(_maybe(_amount)), tensors=_maybe(_amount), file=_maybe(_amount)
     ),
     tensors=_many(_TENSOR),
-    blocks=_many(
-        _object(block=_whole, groups=_many(_GROUP), before=_maybe(_amount), after=_maybe(_amount))
-    ),
+    blocks=_many(_object(block=_whole, groups=_many(_GROUP))),
     kept=_many(
         _object(
             name=_text,
