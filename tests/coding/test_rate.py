@@ -4,7 +4,7 @@ import pytest
 from nwc.coding import bitstream
 from nwc.coding.bitstream import Bitstream
 from nwc.coding.container import Section
-from nwc.coding.rate import BitBudget, budget, empirical_bits, ideal_bits
+from nwc.coding.rate import BitBudget, budget, coded_bits, empirical_bits, ideal_bits
 from nwc.coding.tables import FrequencyTable, choose_tables
 from nwc.kernels import rans_numba
 
@@ -94,3 +94,14 @@ def test_empirical_bits_bound_the_payload(symbols, classes):
     stream = Bitstream(bitstream.encode(symbols, classes, tables, rows=ROWS))
     bits = empirical_bits(symbols, classes, share_channels=True)
     assert bits * 0.99 < 16 * stream.head.words < bits * 1.01 + 16 * 32
+
+
+def test_coded_bits_count_patches():
+    generator = np.random.default_rng(0)
+    symbols = np.round(generator.normal(0, 3, (64, 32, 16))).astype(np.int16)
+    classes = np.zeros(64, np.uint8)
+    plain = empirical_bits(symbols, classes, share_channels=True)
+    assert plain <= coded_bits(symbols, classes, share_channels=True) <= 1.002 * plain + 200
+    # Values that a table of 256 places cannot hold together.
+    symbols[:, 0, 0] = generator.integers(-3000, 3000, 64)
+    assert coded_bits(symbols, classes, share_channels=True) > plain + 50 * 64

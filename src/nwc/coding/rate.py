@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -99,13 +100,31 @@ def _length_rows(tables: DecodingTables) -> np.ndarray:
 def empirical_bits(symbols: np.ndarray, classes: np.ndarray, share_channels: bool) -> float:
     """Entropy in bits of symbols [columns, chunks, 16] under tables counted a class (and channel).
 
-    What the payload will take, without the cost of its tables and lanes.
+    What an ideal coder with ideal tables takes.
     """
     total = 0.0
+    for _, counts in _counted(symbols, classes, share_channels):
+        counts = counts[counts > 0]
+        total += float((counts * (np.log2(counts.sum()) - np.log2(counts))).sum())
+    return total
+
+
+def coded_bits(symbols: np.ndarray, classes: np.ndarray, share_channels: bool) -> float:
+    """The same under tables of 12 bits and 256 places, symbols that find none patched.
+
+    What payload and patch list take, without tables and lanes.
+    """
+    return sum(
+        tables.cost(tables.from_counts(first, counts), first, counts)
+        for first, counts in _counted(symbols, classes, share_channels)
+    )
+
+
+def _counted(
+    symbols: np.ndarray, classes: np.ndarray, share_channels: bool
+) -> Iterator[tuple[int, np.ndarray]]:
+    """What every table codes: its first symbol, and counts."""
     for k in np.unique(classes):
         members = symbols[classes == k]
         for values in [members] if share_channels else np.moveaxis(members, 2, 0):
-            counts = tables.count(values)[1]
-            counts = counts[counts > 0]
-            total += float((counts * (np.log2(counts.sum()) - np.log2(counts))).sum())
-    return total
+            yield tables.count(values)

@@ -27,6 +27,9 @@ _MIN_LOG2_GAIN, _MAX_LOG2_GAIN = -4.0, 6.5
 _TILE_BYTES = 72
 _STREAM_BYTES = 130
 _TABLE_BYTES = 40
+_MAX_CHANGE = 0.75
+"""Octaves by which finished matrices may move the gain of the others."""
+
 _BANK_BYTES = 400
 """A guess at the shared tables, which are only known at the end."""
 
@@ -169,7 +172,8 @@ class RateController:
         """The gain that makes the whole as large as wanted, given what is finished.
 
         A finished matrix shows how far the samples were off (feedback enlarges what is coded);
-        those of its kind are expected to be off by as much, others by the mean.
+        those of its kind are expected to be off by as much, others by the mean. Both are drawn
+        to zero as long as little is finished: a tiny matrix is all overhead.
         """
         surprise: dict[str, list[float]] = {}
         weights: dict[str, int] = {}
@@ -178,8 +182,14 @@ class RateController:
             excess = 8 * self._stored(name, size) - self._predicted(estimate, gain)
             surprise.setdefault(estimate.kind, []).append(excess)
             weights[estimate.kind] = weights.get(estimate.kind, 0) + estimate.parameters
-        excess_of = {kind: sum(bits) / weights[kind] for kind, bits in surprise.items()}
-        mean = sum(sum(b) for b in surprise.values()) / max(1, sum(weights.values()))
+        everything = sum(e.parameters for e in self.estimates.values())
+        doubt = 0.02 * everything
+        mean = sum(map(sum, surprise.values())) / (sum(weights.values()) + doubt)
+        doubt /= len({e.kind for e in self.estimates.values()})
+        excess_of = {
+            kind: (sum(bits) + mean * doubt) / (weights[kind] + doubt)
+            for kind, bits in surprise.items()
+        }
         waiting = [e for name, e in self.estimates.items() if name not in done]
         expected = sum(
             self._predicted(e, self.reference) + excess_of.get(e.kind, mean) * e.parameters
@@ -187,7 +197,8 @@ class RateController:
         )
         parameters = sum(e.parameters for e in waiting)
         missing = self.target_bits - self._spent(done, _BANK_BYTES) - expected
-        return _clamp(self.reference + missing / max(1, parameters) / self.slope)
+        change = missing / max(1, parameters) / self.slope
+        return _clamp(self.reference + min(max(change, -_MAX_CHANGE), _MAX_CHANGE))
 
     def deviation(self, done: Mapping[str, Done], bank_bytes: int) -> float:
         """Relative difference of what everything takes and the target, when all is finished.
@@ -198,13 +209,20 @@ class RateController:
         """
         return (self._spent(done, bank_bytes) - self.target_bits) / self.target_bits
 
-    def corrected(
-        self, gain: float, done: Mapping[str, Done], bank_bytes: int, names: list[str]
-    ) -> float:
-        """The gain with which compressing some matrices again meets the target."""
-        weights = sum(self.estimates[name].parameters for name in names)
-        missing = self.target_bits - self._spent(done, bank_bytes)
-        return _clamp(gain + missing / weights / self.slope)
+    def corrected(self, tried: list[tuple[float, float]], parameters: int) -> float:
+        """The gain with which compressing some matrices again meets the target.
+
+        Args:
+            tried: gains, and the deviation that each led to.
+            parameters: weights of the matrices.
+        """
+        gain, deviation = tried[-1]
+        slope = self.slope * parameters / self.target_bits
+        if len(tried) > 1 and gain != tried[-2][0]:
+            # Where outliers leave the tables, bits rise faster than anywhere else.
+            seen = (deviation - tried[-2][1]) / (gain - tried[-2][0])
+            slope = min(max(seen, 0.3 * slope), 20 * slope)
+        return _clamp(gain - deviation / slope)
 
     def _predicted(self, estimate: Estimate, gain: float) -> float:
         payload = estimate.payload_bits + self.slope * (gain - self.reference)

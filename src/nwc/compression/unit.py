@@ -28,7 +28,7 @@ from nwc.methods.base import CompressedLayer, LayerMethod, LayerWeight
 TOLERANCE = 0.001
 """Relative deviation from the target below which the last group is not compressed again."""
 
-RETRIES = 4
+RETRIES = 6
 """How often the last group is compressed again at most."""
 
 
@@ -206,19 +206,26 @@ class UnitCompressor:
             for t in group.tensors
         ]
         gain = self.controller.log2_gain(done)
-        names = [layer.name for layer in layers]
-        for attempt in range(1 + (RETRIES if final else 0)):
+        tried: list[tuple[float, float]] = []
+        best: tuple[float, list[CompressedLayer], TableBank] | None = None
+        # After the last group nothing else absorbs the error: it is compressed until it fits.
+        for _ in range(1 + (RETRIES if final else 0)):
             bank = TableBank()
             results = self.method.compress(layers, H, gain, bank)
+            if best is None:
+                best = gain, results, bank
+            if not final:
+                break
             now = done | {r.name: Done(len(r.data), gain) for r in results}
-            used = gain
-            # After the last group nothing else absorbs the error: it is compressed until it fits.
-            if not final or attempt == RETRIES:
+            deviation = self.controller.deviation(now, self._bank_bytes(bank))
+            if abs(deviation) < min((abs(d) for _, d in tried), default=2.0**64):
+                best = gain, results, bank
+            if abs(deviation) <= TOLERANCE:
                 break
-            shared = self._bank_bytes(bank)
-            if abs(self.controller.deviation(now, shared)) <= TOLERANCE:
-                break
-            gain = self.controller.corrected(gain, now, shared, names)
+            tried.append((gain, deviation))
+            gain = self.controller.corrected(tried, sum(t.parameters for t in group.tensors))
+        assert best is not None
+        used, results, bank = best
         tokens = None if H is None or group.hessian is None else group.hessian.tokens
         return FinishedGroup(
             tensors=[_finished(result, used, tokens) for result in results],

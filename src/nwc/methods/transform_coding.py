@@ -21,7 +21,7 @@ from nwc.codec.compressed import MeasuredErrors
 from nwc.codec.model import WeightCodec
 from nwc.coding import bitstream
 from nwc.coding.container import Section
-from nwc.coding.rate import empirical_bits
+from nwc.coding.rate import coded_bits
 from nwc.coding.tables import FrequencyTable, TableBank, choose_tables, from_probabilities
 from nwc.coding.tiling import PROFILES, Profile
 from nwc.errors import CalibrationError
@@ -125,7 +125,7 @@ class TransformCoding(LayerMethod):
         point = self._operating_point(W, H, None, log2_gain)
         columns = W.T.contiguous().to(self.device)
         symbols = self._quantise(columns, [point], [len(W)], None)
-        bits = empirical_bits(
+        bits = coded_bits(
             symbols.reshape(n, -1, CHUNK), point.levels, self.codec.config.channels_share_tables
         )
         return bits / symbols.size
