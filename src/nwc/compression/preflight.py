@@ -142,10 +142,10 @@ def _seconds(plan: Plan, job: Job, windows: Tensor | None) -> float:
         if job.recovery is not None:
             stages = 4
             batch = min(_BATCH_TOKENS, tokens)
-            steps = 3 * job.recovery.steps * batch
-            checks = (1 + job.recovery.checks) * tokens * job.recovery.held_out
+            steps = 3 * job.recovery.steps * batch * (product if job.recovery.bf16 else exact)
+            checks = (1 + job.recovery.checks) * tokens * job.recovery.held_out * exact
             # Attention, norms and the optimiser about double what the products take.
-            seconds += 2 * stages * 2 * weights * (steps + checks) * exact
+            seconds += 2 * stages * 2 * weights * (steps + checks)
     return seconds
 
 
