@@ -78,3 +78,29 @@ def test_every_tensor_is_reported(llama, prepare):
         assert len(tensor.by_importance) == 10
     free = prepare(llama, method="default", name="free").tensors()
     assert all(t.hessian is None and t.tokens is None for t in free.values())
+
+
+@pytest.mark.parametrize("steps", [0, 4])
+def test_features_of_the_compressed_blocks(llama, prepare, steps):
+    options = {"calibrated": True, "steps": steps, "target": 3.0}
+    original = prepare(llama, **options, name="original").tensors()
+    drifted = prepare(llama, **options, name="drifted", drifted=True).tensors()
+    for name, tensor in original.items():
+        # The first block has the same inputs either way.
+        assert (drifted[name].data == tensor.data) == (".layers.0." in name), name
+
+
+def test_fine_tuning_moves_only_what_comes_after(llama, prepare):
+    plain = prepare(llama, calibrated=True, name="plain").tensors()
+    run = prepare(llama, calibrated=True, steps=8, name="tuned")
+    units = list(run.units())
+    tuned = {t.name: t for unit in units for group in unit.groups() for t in group.tensors}
+    same = {name for name, tensor in plain.items() if tuned[name].data == tensor.data}
+    # Nothing was tuned before the very first group; not all of the rest can be unmoved.
+    assert {f"model.layers.0.self_attn.{p}_proj.weight" for p in "qkv"} <= same
+    assert len(same) < len(plain) // 2
+    for unit in units:
+        kept, history = unit.tuned()
+        assert all(stage["after"] <= stage["before"] for stage in history)
+        assert all(key in run.plan.kept for key in kept)
+        assert all(value.dtype == torch.bfloat16 for value in kept.values())

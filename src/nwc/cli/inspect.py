@@ -133,6 +133,8 @@ class Verify(Command):
             return self._report([{"name": str(self.model), "ok": False, "error": str(error)}])
         keys = checkpoint.compressed_keys()
         rows = [self._check("kept tensors", partial(_kept, checkpoint))]
+        if "hash" in checkpoint.facts:
+            rows.append(self._check("result hash", partial(_hash, checkpoint)))
         with (
             progress("verifying", len(keys)) as advance,
             ThreadPoolExecutor(os.cpu_count()) as executor,
@@ -165,6 +167,10 @@ class Verify(Command):
 def _kept(checkpoint: Checkpoint) -> dict[str, Any]:
     checkpoint.check_kept()
     return {"tensors": len(checkpoint.kept_keys())}
+
+
+def _hash(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {"hash": checkpoint.check_hash()}
 
 
 def _stream(checkpoint: Checkpoint, key: str, executor: ThreadPoolExecutor) -> dict[str, Any]:
