@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from nwc.coding import tiling
-from nwc.coding.bitstream import BANK_BIT, Bitstream, encode
+from nwc.coding.bitstream import BANK_BIT, Bitstream, encode, rebank
 from nwc.coding.container import Section
 from nwc.coding.tables import MAX_BANK_TABLES, FrequencyTable, TableBank, choose_tables
 from nwc.coding.tiling import PROFILES, Profile
@@ -262,3 +262,44 @@ def test_more_symbols_than_a_stream_holds_raise():
 def test_any_bytes_raise(data):
     with pytest.raises(BitstreamError):
         Bitstream(data)
+
+
+def banked(seed, bank, shared):
+    """A stream of two classes, one of which may have its table in the bank."""
+    symbols = normal(seed, 40, 12)
+    classes = (np.arange(12) % 2).astype(np.uint8)
+    tables = choose_tables(symbols, classes, 2, True, None)
+    keys = frozenset({tables[0][0].key} if shared else ())
+    return symbols, encode(symbols, classes, tables, rows=40, bank=bank, bank_tables=keys)
+
+
+def test_streams_with_banks_of_their_own_join_one():
+    joined = TableBank()
+    streams = []
+    for seed in (0, 1, 0):
+        bank = TableBank()
+        symbols, data = banked(seed, bank, shared=True)
+        streams.append((symbols, data, rebank(data, bank, joined)))
+    assert len(joined.tables) == 2  # the third stream has the first one's
+    for symbols, data, moved in streams:
+        assert len(moved) == len(data)
+        assert np.array_equal(Bitstream(moved, joined).symbols(), symbols)
+    # It is what would have been written with the joined bank at once.
+    again = TableBank()
+    assert [banked(seed, again, shared=True)[1] for seed in (0, 1, 0)] == [m for *_, m in streams]
+
+
+def test_a_stream_without_shared_tables_does_not_change():
+    _, data = banked(0, None, shared=False)
+    joined = TableBank()
+    assert rebank(data, TableBank(), joined) == data
+    assert joined.tables == []
+
+
+def test_a_full_bank_leaves_tables_in_the_stream():
+    bank = TableBank()
+    symbols, data = banked(0, bank, shared=True)
+    full = TableBank([COIN] * MAX_BANK_TABLES)
+    moved = rebank(data, bank, full)
+    assert len(full.tables) == MAX_BANK_TABLES
+    assert np.array_equal(Bitstream(moved, full).symbols(), symbols)

@@ -123,3 +123,27 @@ def test_a_place_that_cannot_be_written(source, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(FormatError, match="cannot write beside"):
         FolderWriter(tmp_path / "file" / "out", source)
+
+
+def test_a_place_for_the_scratch_folder_is_used_and_emptied(source, tmp_path):
+    scratch = tmp_path / "work" / "output"
+    scratch.mkdir(parents=True)
+    (scratch / "left by a killed run").write_text("x")
+    write(tmp_path / "out", source, scratch=scratch)
+    assert not scratch.exists()
+    assert "left by a killed run" not in {p.name for p in (tmp_path / "out").iterdir()}
+
+
+def test_further_files_do_not_hide_the_sources_own(source, tmp_path):
+    (source / "README.md").write_text("theirs")
+    with FolderWriter(tmp_path / "out", source) as writer:
+        writer.add("t", torch.zeros(3))
+        writer.finish(None, {})
+        assert not (tmp_path / "out").exists()
+        writer.publish({"README.md": "ours", "report.json": "{}"})
+    found = {
+        p.name: p.read_text() for p in (tmp_path / "out").iterdir() if p.suffix != ".safetensors"
+    }
+    assert found["README.md"] == "ours"
+    assert found["original-README.md"] == "theirs"
+    assert found["report.json"] == "{}"
