@@ -154,6 +154,7 @@ def test_exchanged_streams_are_found(nwc, compressed, tmp_path):
     ("options", "message"),
     [
         (["--file-bits", "1"], "--file-bits 1 leaves"),
+        (["--file-bits", "5", "--bits", "4"], "--bits and --file-bits exclude"),
         (["--recovery", "--data-free"], "--recovery wants --calibration"),
         (["--features", "compressed", "--data-free"], "wants --calibration"),
         (["--workers", "0"], "--workers is 0"),

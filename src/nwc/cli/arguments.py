@@ -19,6 +19,7 @@ Calibration = Annotated[str | None, tyro.conf.arg(metavar="TEXT")]
 CodecFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 CodecOutput = Annotated[Path, tyro.conf.arg(metavar="FILE")]
 Tokens = Annotated[int | None, tyro.conf.arg(metavar="INT")]
+Bits = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
 Patterns = Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATTERN"), tyro.conf.UseAppendAction]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

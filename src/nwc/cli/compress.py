@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from nwc.cli.arguments import Calibration, CodecFile, Folder, Model, Patterns, Tokens
+from nwc.cli.arguments import Bits, Calibration, CodecFile, Folder, Model, Patterns, Tokens
 from nwc.cli.console import Command, err, out, print_json, quiet_transformers, timed_bar
 from nwc.cli.plan_table import show_plan
 from nwc.cli.preparation import Preparation, prepare
@@ -26,6 +26,7 @@ from nwc.formats.checkpoint import Checkpoint
 from nwc.formats.writer import check_output
 
 MIN_BITS, MAX_BITS = 2.0, 7.0
+DEFAULT_BITS = 4.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +40,11 @@ class Compress(Command):
     """Folder of safetensors, or a hub name."""
     output: Folder
     """Folder to make."""
-    bits: float = 4.5
-    """Bits per parameter over the compressed tensors, every overhead counted; 2 to 7."""
-    file_bits: float | None = None
-    """Instead of --bits: bits per parameter of the whole folder, kept tensors and all."""
+    bits: Bits = None
+    """Bits per parameter over the compressed tensors, every overhead counted; 2 to 7, 4.5 unless
+    told otherwise."""
+    file_bits: Bits = None
+    """Instead: bits per parameter of the whole folder, kept tensors and all."""
     method: Literal["nwc", "ecsq"] = "nwc"
     """nwc: the learned codec; ecsq: entropy-coded uniform scalar quantisation."""
     preset: Literal["default", "paper"] = "default"
@@ -90,6 +92,13 @@ class Compress(Command):
     """Replace an existing output."""
     json: bool = False
     """Print the result as JSON."""
+
+    @property
+    def tensor_bits(self) -> float | None:
+        """Bits per parameter over the compressed tensors; None if --file-bits decides."""
+        if self.file_bits is not None:
+            return None
+        return DEFAULT_BITS if self.bits is None else self.bits
 
     @property
     def thread_count(self) -> int:
@@ -167,7 +176,9 @@ class Compress(Command):
             executor.close()
 
     def _check(self) -> None:
-        if not MIN_BITS <= self.bits <= MAX_BITS:
+        if self.bits is not None and self.file_bits is not None:
+            raise ConfigError("--bits and --file-bits exclude each other; drop one")
+        if self.bits is not None and not MIN_BITS <= self.bits <= MAX_BITS:
             raise ConfigError(f"--bits is {self.bits}, wanted {MIN_BITS:g} to {MAX_BITS:g}")
         if self.data_free and self.calibration:
             raise ConfigError("--data-free and --calibration exclude each other; drop one")

@@ -110,14 +110,20 @@ class Preparation:
         }
 
     @property
+    def asked(self) -> float:
+        """Bits per parameter, over the compressed tensors or over the whole folder."""
+        found = self.options.tensor_bits or self.options.file_bits
+        assert found is not None
+        return found
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What the file says of how it was made."""
         options = self.options
         return {
             "method": options.method,
             "preset": options.preset if options.method == "nwc" else None,
-            **({"bits": options.bits} if options.file_bits is None else {}),
-            **({} if options.file_bits is None else {"file_bits": options.file_bits}),
+            "bits" if options.file_bits is None else "file_bits": self.asked,
             "calibrated": self.windows is not None,
             "recovery": self.job.recovery is not None,
             "features": options.features,
@@ -142,11 +148,10 @@ class Preparation:
 
     def _controller(self) -> RateController:
         options, plan = self.options, self.plan
-        target = options.bits
-        if options.file_bits is not None:
-            everything = plan.parameters + sum(self.source.count(key) for key in plan.kept)
+        target = options.tensor_bits
+        if target is None:
             others = self.kept_bytes + self.other_files
-            target = (options.file_bits * everything - 8 * others) / plan.parameters
+            target = _left_for_tensors(self.asked, self.source, plan, others)
             if not 0 < target <= 8:
                 raise ConfigError(
                     f"--file-bits {options.file_bits:g} leaves {target:.2f} bits for each of "
@@ -202,7 +207,7 @@ def prepare(options: Compress, folder: Path) -> Preparation:
     for note in plan.notes:
         err.print(f"note: {note}", markup=False)
     device = usable_device(options.device)
-    method, reference = _method(options, device)
+    method, reference = _method(options, device, _tensor_bits(options, source, plan))
     windows = None if options.calibration is None else _windows(options, plan, folder)
     work = WorkFolder(options.output.parent / f"{options.output.name}.work")
     recovery = None
@@ -257,18 +262,34 @@ def _windows(options: Compress, plan: Plan, folder: Path) -> Tensor:
     return windows
 
 
-def _method(options: Compress, device: str) -> tuple[LayerMethod, str | None]:
+def _tensor_bits(options: Compress, source: SourceCheckpoint, plan: Plan) -> float:
+    """About how many bits the compressed weights will have."""
+    if options.tensor_bits is not None:
+        return options.tensor_bits
+    assert options.file_bits is not None
+    return _left_for_tensors(options.file_bits, source, plan, sum(map(source.size, plan.kept)))
+
+
+def _left_for_tensors(
+    file_bits: float, source: SourceCheckpoint, plan: Plan, others: int
+) -> float:
+    """Bits for each compressed weight, after so many bytes of everything else."""
+    everything = plan.parameters + sum(map(source.count, plan.kept))
+    return (file_bits * everything - 8 * others) / plan.parameters
+
+
+def _method(options: Compress, device: str, bits: float) -> tuple[LayerMethod, str | None]:
     """The method, and the name of its codec if the file shall only refer to it."""
     profile = PROFILES[options.profile]
     if options.method == "ecsq":
         if options.codec or options.codec_by_reference:
             raise ConfigError("method ecsq has no codec; drop --codec and --codec-by-reference")
         return METHODS["ecsq"](None, profile, device), None
-    codec, name = _codec(options)
+    codec, name = _codec(options, bits)
     return METHODS["nwc"](codec, profile, device), name if options.codec_by_reference else None
 
 
-def _codec(options: Compress) -> tuple[WeightCodec, str]:
+def _codec(options: Compress, bits: float) -> tuple[WeightCodec, str]:
     if options.codec is not None:
         return load_codec(options.codec), options.codec.stem
-    return shipped_codec(options.preset, options.bits)
+    return shipped_codec(options.preset, bits)

@@ -107,7 +107,7 @@ def make_report(
             "architecture": (config.get("architectures") or [None])[0],
             "license": _license(source.folder),
         },
-        "target_bits": options.bits if options.file_bits is None else options.file_bits,
+        "target_bits": preparation.asked,
         "target": "tensors" if options.file_bits is None else "file",
         "calibration": calibration,
         "hash": "0" * 16,
@@ -222,10 +222,8 @@ def command(preparation: Preparation) -> str:
     """The command that makes the same bytes; what does not decide them is left out."""
     options = preparation.options
     words = ["nwc", "compress", options.model, "--output", "OUT"]
-    if options.file_bits is None:
-        words += ["--bits", f"{options.bits:g}"]
-    else:
-        words += ["--file-bits", f"{options.file_bits:g}"]
+    kind = "--bits" if options.file_bits is None else "--file-bits"
+    words += [kind, f"{preparation.asked:g}"]
     defaults = type(options).__dataclass_fields__
     for name in ("method", "preset", "profile", "features", "seed", "recovery_steps",
                  "calibration", "calibration_tokens", "context", "codec", "threads"):  # fmt: skip
