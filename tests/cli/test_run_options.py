@@ -119,7 +119,7 @@ def test_report_and_card(nwc, llama, text, tmp_path):
     assert report["hash"] in made.out
     assert report["file_bytes"] == sum(p.stat().st_size for p in out.iterdir())
     assert [g["name"] for g in report["blocks"][0]["groups"]] == [
-        "q_proj, k_proj, v_proj", "o_proj", "gate_proj, up_proj", "down_proj",
+        "q_proj, k_proj, v_proj", "o_proj", "gate_proj, up_proj",
     ]  # fmt: skip
     card = (out / "README.md").read_text()
     assert 'license: "cc-by-4.0"' in card

@@ -100,6 +100,7 @@ def test_json_and_tensors(opened):
 
 def test_features_go_when_the_next_are_there(opened):
     work, _ = opened({})
+    (work.path / "features").mkdir()
     for block in (3, 4):
         work.features_path(block).write_bytes(b"x")
     work.drop_features(4)

@@ -56,6 +56,7 @@ class FeatureWriter:
     def __init__(self, target: FeatureFile) -> None:
         self.target = target
         self._written = 0
+        target.path.parent.mkdir(parents=True, exist_ok=True)
         self._partial = target.path.with_suffix(".partial")
         self._file = self._partial.open("wb")
 

@@ -140,7 +140,7 @@ def _seconds(plan: Plan, job: Job, windows: Tensor | None) -> float:
         inputs = sum(stack[0].n ** 2 for stack in _shared(unit) if not stack[0].role)
         seconds += 2 * tokens * (weights * product + inputs * exact)
         if job.recovery is not None:
-            stages = 4
+            stages = 3
             batch = min(_BATCH_TOKENS, tokens)
             steps = 3 * job.recovery.steps * batch * (product if job.recovery.bf16 else exact)
             checks = (1 + job.recovery.checks) * tokens * job.recovery.held_out * exact

@@ -153,15 +153,9 @@ class WorkFolder:
             shutil.rmtree(self.path)
         self._lock.close()
 
-    def folder(self, name: str) -> Path:
-        """A folder inside, made if it is missing."""
-        found = self.path / name
-        found.mkdir(parents=True, exist_ok=True)
-        return found
-
     def features_path(self, block: int, kind: str = "features") -> Path:
         """Where the inputs of a block lie."""
-        return self.folder(kind) / f"{block:05d}.bin"
+        return self.path / kind / f"{block:05d}.bin"
 
     def drop_features(self, block: int) -> None:
         """Delete the inputs of a block, if those of the next one are there."""

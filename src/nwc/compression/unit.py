@@ -148,7 +148,8 @@ class UnitCompressor:
                 done_tensors += group.tensors
                 counter += 1
                 on_progress(group.tensors[0].name)
-            if tuner is not None:
+            # After the last stage only norms are left, whose tuning gains a thousandth (log).
+            if tuner is not None and stage < len(parts) - 1:
                 on_progress(f"block {number}: fine-tuning")
                 recovery = self._tune(unit, stage, block.module, done_tensors, dtypes, tuner)
                 history.append({"name": ", ".join(labels), **asdict(recovery)})
