@@ -132,3 +132,25 @@ def test_workers_die_with_their_parent(llama, text, tmp_path):
         time.sleep(0.05)
     else:
         pytest.fail("workers outlived the run")
+
+
+def test_killed_while_cleaning_up(nwc, llama, text, tmp_path, expected, monkeypatch):
+    out, work = tmp_path / "out", tmp_path / "out.work"
+    how = ["--output", out, "--calibration", text, *OPTIONS]
+
+    def killed(self, *, remove):
+        self._lock.close()
+        raise SystemExit(137)
+
+    monkeypatch.setattr("nwc.compression.state.WorkFolder.close", killed)
+    assert nwc("compress", llama, *how).code == 137
+    monkeypatch.undo()
+    assert content(out) == expected
+    assert work.exists()
+    # Another command would lose the result; the same one ends what is left to do.
+    assert nwc("compress", llama, "--output", out, "--data-free").code == 2
+    assert content(out) == expected
+    assert nwc("compress", llama, *how).code == 0
+    assert content(out) == expected
+    assert not work.exists()
+    assert nwc("compress", llama, *how).code == 2  # now it exists

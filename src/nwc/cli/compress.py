@@ -11,9 +11,9 @@ from typing import Literal
 from nwc.cli.arguments import Bits, Calibration, CodecFile, Folder, Model, Patterns, Tokens
 from nwc.cli.console import Command, err, out, print_json, quiet_transformers, timed_bar
 from nwc.cli.plan_table import show_plan
-from nwc.cli.preparation import Preparation, prepare
+from nwc.cli.preparation import Preparation, prepare, work_path
 from nwc.cli.report import check_page, draw_page, page_of
-from nwc.cli.result import write_result
+from nwc.cli.result import is_published, write_result
 from nwc.compression.executor import Executor, Inline, Job, Processes, RayCluster, threads
 from nwc.compression.pipeline import compress_model
 from nwc.compression.plan import Plan
@@ -110,8 +110,10 @@ class Compress(Command):
         self._check()
         quiet_transformers()
         folder = find_model(self.model)
-        check_output(self.output, folder, overwrite=self.overwrite)
-        check_page(page_of(self.output), overwrite=self.overwrite)
+        # A run that was killed when all but the cleaning up was done may replace its own result.
+        replace = self.overwrite or is_published(work_path(self.output), self.output)
+        check_output(self.output, folder, overwrite=replace)
+        check_page(page_of(self.output), overwrite=replace)
         with threads(self.thread_count):
             preparation = prepare(self, folder)
             if self.dry_run:
@@ -121,7 +123,8 @@ class Compress(Command):
                 err.print(f"note: going on with {preparation.work.path}", markup=False)
             work, done = preparation.work, False
             try:
-                warnings = self._compress(preparation)
+                warnings = self._compress(preparation, replace=replace)
+                draw_page(self.output, page_of(self.output))
                 done = True
             except (KeyboardInterrupt, SystemExit):
                 if not work.is_empty:
@@ -135,11 +138,10 @@ class Compress(Command):
                 work.close(remove=done or work.is_empty)
         for warning in warnings:
             err.print(f"warning: {warning}", markup=False)
-        draw_page(self.output, page_of(self.output))
         self._summary(preparation)
         return 0
 
-    def _compress(self, preparation: Preparation) -> list[str]:
+    def _compress(self, preparation: Preparation, *, replace: bool) -> list[str]:
         """Do what is left to do and put the output in place; returns warnings."""
         plan, work, job = preparation.plan, preparation.work, preparation.job
         compressor = job.compressor(preparation.source, plan)
@@ -157,7 +159,7 @@ class Compress(Command):
                         stream=compressor.stream, drifted=job.drifted, on_progress=on_progress,
                     )
                 )  # fmt: skip
-        return write_result(preparation, units)
+        return write_result(preparation, units, replace=replace)
 
     @contextmanager
     def _executor(

@@ -209,7 +209,7 @@ def prepare(options: Compress, folder: Path) -> Preparation:
     device = usable_device(options.device)
     method, reference = _method(options, device, _tensor_bits(options, source, plan))
     windows = None if options.calibration is None else _windows(options, plan, folder)
-    work = WorkFolder(options.output.parent / f"{options.output.name}.work")
+    work = WorkFolder(work_path(options.output))
     recovery = None
     left_out = windows is not None and _better_without(plan) and not options.recovery
     if left_out:
@@ -235,6 +235,11 @@ def prepare(options: Compress, folder: Path) -> Preparation:
         options=options, source=source, plan=plan, job=job, windows=windows,
         reference=reference, work=work,
     )  # fmt: skip
+
+
+def work_path(output: Path) -> Path:
+    """Where a run keeps its state: beside its output."""
+    return output.parent / f"{output.name}.work"
 
 
 def _better_without(plan: Plan) -> bool:

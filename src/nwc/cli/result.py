@@ -18,6 +18,8 @@ from nwc.cli.report import REPORT_FILE
 from nwc.coding.bitstream import rebank
 from nwc.coding.tables import TableBank
 from nwc.compression.pipeline import CompressedUnit
+from nwc.compression.state import WorkFolder
+from nwc.errors import NWCError
 from nwc.formats.checkpoint import Checkpoint
 from nwc.formats.layout import MAJOR, MINOR
 from nwc.formats.writer import CheckpointWriter
@@ -27,10 +29,14 @@ if TYPE_CHECKING:
     from nwc.cli.preparation import Preparation
 
 CARD = "README.md"
+_PUBLISHED = "published.json"
+"""In the work folder: hash of the result, before it takes its place."""
 
 
-def write_result(preparation: Preparation, units: list[CompressedUnit]) -> list[str]:
-    """Write the output folder; returns warnings for the user."""
+def write_result(
+    preparation: Preparation, units: list[CompressedUnit], *, replace: bool
+) -> list[str]:
+    """Write the output folder, replacing one if that is allowed; returns warnings."""
     options, source, plan = preparation.options, preparation.source, preparation.plan
     tensors = {t.name: t for t in plan.tensors}
     tuned: dict[str, Tensor] = {}
@@ -43,7 +49,7 @@ def write_result(preparation: Preparation, units: list[CompressedUnit]) -> list[
         if history:
             blocks.append({"block": unit.block, "groups": history})
     with CheckpointWriter(
-        options.output, source.folder, overwrite=options.overwrite,
+        options.output, source.folder, overwrite=replace,
         scratch=preparation.work.path / "output",
     ) as writer:  # fmt: skip
         writer.add_codec(preparation.job.method.codec, preparation.reference)
@@ -63,8 +69,17 @@ def write_result(preparation: Preparation, units: list[CompressedUnit]) -> list[
         found = inspection(checkpoint)
         report = make_report(preparation, found, about, blocks, warnings)
         report["hash"] = checkpoint.facts["hash"]
+        preparation.work.write_json(_PUBLISHED, report["hash"])
         writer.publish(_files(report, found["file_bytes"]))
     return warnings + _damping(about)
+
+
+def is_published(work: Path, output: Path) -> bool:
+    """Whether an output is the result of the run whose state is still beside it."""
+    try:
+        return Checkpoint(output).facts["hash"] == WorkFolder(work).read_json(_PUBLISHED)
+    except (NWCError, KeyError, ValueError):
+        return False
 
 
 def make_report(

@@ -139,10 +139,9 @@ class FolderWriter:
         if not self.output.exists():
             self._scratch.rename(self.output)
             return
-        retired = Path(
-            tempfile.mkdtemp(prefix=f".{self.output.name}.old-", dir=self.output.parent)
-        )
-        self.output.rename(retired / "old")
+        retired = self._scratch.with_name(f"{self._scratch.name}-replaced")
+        shutil.rmtree(retired, ignore_errors=True)
+        self.output.rename(retired)
         self._scratch.rename(self.output)
         shutil.rmtree(retired)
 
