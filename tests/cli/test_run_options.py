@@ -169,8 +169,11 @@ def test_wrong_options(nwc, llama, tmp_path, options, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_drift_waits_for_the_block_before(nwc, llama, text, tmp_path):
-    options = ["--features", "compressed", "--workers", "2", "--calibration", text]
-    found = nwc("compress", llama, "--output", tmp_path / "out", *options)
-    assert found.code == 2
-    assert "drop --workers" in found.err
+def test_workers_wait_for_compressed_features(nwc, llama, text, tmp_path):
+    options = ["--features", "compressed", "--calibration", text, *QUICK]
+    assert nwc("compress", llama, "--output", tmp_path / "one", *options).code == 0
+    two = nwc("compress", llama, "--output", tmp_path / "two", "--workers", "2", *options)
+    assert two.code == 0
+    assert "every block waits for the one before it" in two.err
+    one, other = (sorted((tmp_path / name).iterdir()) for name in ("one", "two"))
+    assert [p.read_bytes() for p in one] == [p.read_bytes() for p in other]

@@ -201,9 +201,9 @@ class Compress(Command):
         if self.ray is not None and self.workers > 1:
             raise ConfigError("--ray and --workers exclude each other; drop one")
         if self.features == "compressed" and (self.workers > 1 or self.ray is not None):
-            raise ConfigError(
-                "--features compressed makes every block wait for the one before it; "
-                "drop --workers and --ray"
+            err.print(
+                "note: with --features compressed every block waits for the one before it; "
+                "--features original lets workers share the work"
             )
         if not (self.calibration or self.data_free):
             err.print("note: compressing data-free; --calibration TEXT gives better quality")

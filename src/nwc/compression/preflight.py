@@ -81,8 +81,8 @@ def _memory(
     block = weights * (4 if job.recovery else source.tensor_itemsize(unit[0].key))
     tuning = 0
     if job.recovery is not None:
-        # Gradient, two moments and the best values so far, and what the graph keeps of a batch.
-        tuning = 16 * weights + 4 * _BATCH_TOKENS * 3 * sum(t.m for t in unit)
+        # Two moments, copies in 16 bits for autocast, and what the graph keeps of a batch.
+        tuning = 10 * weights + hessians + 4 * _BATCH_TOKENS * 3 * sum(t.m for t in unit)
     embedding = sum(
         source.size(key) for key, why in plan.kept.items() if why == "embedding or head"
     )

@@ -11,9 +11,12 @@ Some batches are held out. What they say decides when to stop, and whether anyth
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -129,6 +132,8 @@ class FineTuner:
         targets: batch number -> output of the original block.
         batches: how many there are.
         config: how.
+        device: where the block runs.
+        scratch: folder for a temporary file as large as the block.
     """
 
     def __init__(
@@ -138,11 +143,16 @@ class FineTuner:
         targets: Callable[[int], Tensor],
         batches: int,
         config: RecoveryConfig,
+        *,
+        device: str = "cpu",
+        scratch: Path | None = None,
     ) -> None:
         self._run = run
         self._inputs = inputs
         self._targets = targets
         self._config = config
+        self._device = torch.device(device)
+        self._scratch = scratch
         self.train, self.held_out = split_batches(batches, config.held_out)
 
     def tune(
@@ -162,50 +172,29 @@ class FineTuner:
         """
         config = self._config
         before = best = self._held_out_error()
-        kept = {path: p.detach().clone() for path, p in parameters.items()}
         taken = 0
-        groups = [
-            {"params": [p], "lr": config.learning_rate * max(_rms(p), 1e-8)}
-            for p in parameters.values()
-        ]
-        optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95), eps=1e-12)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / config.steps))
-        )
-        for p in parameters.values():
-            p.requires_grad_(True)
-        batches = _shuffled(self.train, config.steps, seed)
-        check_every = max(1, config.steps // config.checks)
-        for step, i in enumerate(batches, start=1):
-            x, y = self._inputs(i), self._targets(i).to(next(iter(parameters.values())).device)
-            with torch.autocast(y.device.type, torch.bfloat16, enabled=config.bf16):
-                output = self._run(x).float()
-            loss = (output - y).square().mean()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            for path, mask in frozen.items():
-                gradient = parameters[path].grad
-                if gradient is not None:
-                    gradient.masked_fill_(mask, 0.0)
-            optimizer.step()
-            schedule.step()
-            if step % check_every == 0 or step == config.steps:
-                exact = {path: parameters[path].detach().clone() for path in stored}
-                with torch.no_grad():
-                    for path, dtype in stored.items():
-                        parameters[path].copy_(exact[path].to(dtype))
-                    error = self._held_out_error()
-                    if error < best:
-                        best, taken = error, step
-                        for path, p in parameters.items():
-                            kept[path].copy_(p)
-                    for path, value in exact.items():
-                        parameters[path].copy_(value)
-        for path, p in parameters.items():
-            p.requires_grad_(False)
-            p.grad = None
-            p.copy_(kept[path])
+        with (
+            _Snapshot(parameters, self._scratch) as kept,
+            _StepInBackward(parameters, frozen, config.learning_rate) as adam,
+        ):
+            check_every = max(1, config.steps // config.checks)
+            for step, i in enumerate(_shuffled(self.train, config.steps, seed), start=1):
+                adam.scale(0.5 * (1 + math.cos(math.pi * (step - 1) / config.steps)))
+                self._loss(i).backward()
+                if step % check_every == 0 or step == config.steps:
+                    with _stored_as(parameters, stored):
+                        error = self._held_out_error()
+                        if error < best:
+                            best, taken = error, step
+                            kept.take()
+            kept.restore()
         return Recovery(before=before, after=best, steps=taken)
+
+    def _loss(self, i: int) -> Tensor:
+        x, y = self._inputs(i), self._targets(i)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.bf16):
+            output = self._run(x).float()
+        return (output - y.to(output)).square().mean()
 
     @torch.no_grad()
     def _held_out_error(self) -> float:
@@ -219,8 +208,112 @@ class FineTuner:
         return error / power if power else 0.0
 
 
-def _rms(p: Tensor) -> float:
-    return float(p.detach().square().mean().sqrt())
+class _Snapshot:
+    """The best values of some parameters so far, on disk: a block's weights once less in memory.
+
+    Args:
+        parameters: taken at the start.
+        folder: where the file lies while it is needed.
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter], folder: Path | None) -> None:
+        self._parameters = list(parameters.values())
+        # Closed by this class, which is a context manager itself.
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self.take()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @torch.no_grad()
+    def take(self) -> None:
+        """Replace what is stored by what the parameters are."""
+        self._file.seek(0)
+        for p in self._parameters:
+            self._file.write(p.detach().float().cpu().contiguous().numpy().data)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Give the parameters what is stored."""
+        self._file.seek(0)
+        for p in self._parameters:
+            data = bytearray(self._file.read(4 * p.numel()))
+            if data:
+                p.copy_(torch.frombuffer(data, dtype=torch.float32).view(p.shape))
+
+
+class _StepInBackward:
+    """Adam for each parameter, which steps as soon as the gradient is there and then drops it.
+
+    So gradients never exist all together. Parameters take gradients inside the context only.
+
+    Args:
+        parameters: what is tuned.
+        frozen: where some of them must not change.
+        learning_rate: as a multiple of a parameter's root mean square.
+    """
+
+    def __init__(
+        self,
+        parameters: dict[str, nn.Parameter],
+        frozen: dict[str, Tensor],
+        learning_rate: float,
+    ) -> None:
+        self._parameters = list(parameters.values())
+        self._handles = []
+        self._optimizers = []
+        for path, p in parameters.items():
+            rate = learning_rate * max(float(p.detach().square().mean().sqrt()), 1e-8)
+            optimizer = torch.optim.Adam([p], lr=rate, betas=(0.9, 0.95), eps=1e-12)
+            p.requires_grad_(True)
+            hook = self._hook(optimizer, frozen.get(path))
+            self._handles.append(p.register_post_accumulate_grad_hook(hook))
+            self._optimizers.append((optimizer, rate))
+
+    def _hook(
+        self, optimizer: torch.optim.Optimizer, mask: Tensor | None
+    ) -> Callable[[Tensor], None]:
+        def step(p: Tensor) -> None:
+            if mask is not None and p.grad is not None:
+                p.grad.masked_fill_(mask, 0.0)
+            optimizer.step()
+            p.grad = None
+
+        return step
+
+    def scale(self, factor: float) -> None:
+        """Set the learning rates to a multiple of what they were at the start."""
+        for optimizer, rate in self._optimizers:
+            optimizer.param_groups[0]["lr"] = rate * factor
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for p in self._parameters:
+            p.requires_grad_(False)
+            p.grad = None
+
+
+@contextmanager
+def _stored_as(
+    parameters: dict[str, nn.Parameter], stored: dict[str, torch.dtype]
+) -> Iterator[None]:
+    """Some parameters are rounded inside."""
+    exact = {path: parameters[path].detach().clone() for path in stored}
+    with torch.no_grad():
+        for path, dtype in stored.items():
+            parameters[path].copy_(exact[path].to(dtype))
+        try:
+            yield
+        finally:
+            for path, value in exact.items():
+                parameters[path].copy_(value)
 
 
 def _shuffled(batches: list[int], steps: int, seed: int) -> list[int]:

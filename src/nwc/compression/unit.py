@@ -133,7 +133,13 @@ class UnitCompressor:
         tuner = None
         if self.recovery is not None:
             tuner = FineTuner(
-                block, inputs.__getitem__, target.__getitem__, inputs.batches, self.recovery
+                block,
+                inputs.__getitem__,
+                target.__getitem__,
+                inputs.batches,
+                self.recovery,
+                device=block.device,
+                scratch=self.work.path,
             )
         parts = stages(groups, ORDERS[self.order])
         done_tensors: list[PlannedTensor] = []
