@@ -36,7 +36,7 @@ METHODS: dict[str, tuple[str, ...]] = {
 VARIANTS: dict[str, tuple[str, ...]] = {
     "data-free": (),
     "feedback": ("--no-recovery",),
-    "recovery": (),
+    "recovery": ("--features", "original"),
     "feedback, compressed features": ("--no-recovery", "--features", "compressed"),
     "recovery, compressed features": ("--features", "compressed"),
 }

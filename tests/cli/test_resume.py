@@ -13,6 +13,9 @@ import pytest
 OPTIONS = ["--recovery-steps", "6", "--bits", "5", "--calibration-tokens", "4096"]
 
 
+INDEPENDENT = ["--features", "original"]
+
+
 def start(model, out, text, *more):
     command = [sys.executable, "-m", "nwc", "compress", model, "--output", out, *more]
     return subprocess.Popen(
@@ -41,13 +44,22 @@ def kill_at(process, work, count):
     return finished_groups(work)
 
 
+def undisturbed(model, text, folder, *more):
+    """The folder that an undisturbed run makes."""
+    process = start(model, folder / "out", text, *more)
+    assert not process.communicate()[1]
+    return content(folder / "out")
+
+
 @pytest.fixture(scope="module")
 def expected(llama, text, tmp_path_factory):
-    """The folder that an undisturbed run makes."""
-    out = tmp_path_factory.mktemp("expected") / "out"
-    process = start(llama, out, text)
-    assert not process.communicate()[1]
-    return content(out)
+    return undisturbed(llama, text, tmp_path_factory.mktemp("expected"))
+
+
+@pytest.fixture(scope="module")
+def independent(llama, text, tmp_path_factory):
+    """The same with blocks that do not wait for one another."""
+    return undisturbed(llama, text, tmp_path_factory.mktemp("independent"), *INDEPENDENT)
 
 
 def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(llama, text, tmp_path, expected):
@@ -88,11 +100,11 @@ def test_a_finished_output_is_not_lost_to_a_killed_run(llama, text, tmp_path, ex
     assert content(out) == expected
 
 
-def test_workers_make_the_same_bytes(llama, text, tmp_path, expected):
+def test_workers_make_the_same_bytes(llama, text, tmp_path, independent):
     out = tmp_path / "out"
-    process = start(llama, out, text, "--workers", "2")
+    process = start(llama, out, text, "--workers", "2", *INDEPENDENT)
     assert process.communicate()[1] == b""
-    assert content(out) == expected
+    assert content(out) == independent
 
 
 def workers_of(process):
@@ -106,15 +118,15 @@ def workers_of(process):
     return found
 
 
-def test_a_worker_that_dies_is_replaced(llama, text, tmp_path, expected):
+def test_a_worker_that_dies_is_replaced(llama, text, tmp_path, independent):
     out, work = tmp_path / "out", tmp_path / "out.work"
-    process = start(llama, out, text, "--workers", "2")
+    process = start(llama, out, text, "--workers", "2", *INDEPENDENT)
     while process.poll() is None and not finished_groups(work):
         time.sleep(0.01)
     os.kill(workers_of(process)[0], signal.SIGKILL)
     process.communicate()
     assert process.returncode == 0
-    assert content(out) == expected
+    assert content(out) == independent
 
 
 def test_workers_die_with_their_parent(llama, text, tmp_path):

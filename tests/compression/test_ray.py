@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("ray", reason="the extra [ray] is not installed")
 
 OPTIONS = ["--recovery-steps", "6", "--bits", "5", "--calibration-tokens", "4096"]
+OPTIONS += ["--features", "original"]  # blocks that need not wait for one another
 
 
 def content(folder):

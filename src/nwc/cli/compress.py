@@ -63,8 +63,9 @@ class Compress(Command):
     """Fine-tune also the models that are better without by default (GPT-OSS)."""
     recovery_steps: int = 64
     """Fine-tuning steps after every group of layers."""
-    features: Literal["original", "compressed"] = "original"
-    """Inputs of a block: the original model's, or those after the compressed blocks before it."""
+    features: Literal["auto", "original", "compressed"] = "auto"
+    """Inputs of a block: the original model's, or those that the compressed blocks before it give,
+    for which it must wait. auto: compressed with fine-tuning, original without."""
     keep: Patterns = ()
     """Pattern (* and ?) of tensors to leave as they are; may be given several times."""
     profile: Literal["balanced", "archive", "latency"] = "balanced"
@@ -200,11 +201,6 @@ class Compress(Command):
             )
         if self.ray is not None and self.workers > 1:
             raise ConfigError("--ray and --workers exclude each other; drop one")
-        if self.features == "compressed" and (self.workers > 1 or self.ray is not None):
-            err.print(
-                "note: with --features compressed every block waits for the one before it; "
-                "--features original lets workers share the work"
-            )
         if not (self.calibration or self.data_free):
             err.print("note: compressing data-free; --calibration TEXT gives better quality")
 

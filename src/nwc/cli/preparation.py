@@ -126,7 +126,7 @@ class Preparation:
             "bits" if options.file_bits is None else "file_bits": self.asked,
             "calibrated": self.windows is not None,
             "recovery": self.job.recovery is not None,
-            "features": options.features,
+            "features": "compressed" if self.job.drifted else "original",
             "nwc": nwc.__version__,
         }
 
@@ -226,7 +226,7 @@ def prepare(options: Compress, folder: Path) -> Preparation:
         calibrated=windows is not None,
         recovery=recovery,
         order="experts" if any(t.role for t in plan.tensors) else "dense",
-        drifted=options.features == "compressed",
+        drifted=_drifted(options, fine_tuned=recovery is not None),
         seed=options.seed,
         device=device,
         threads=options.thread_count,
@@ -235,6 +235,16 @@ def prepare(options: Compress, folder: Path) -> Preparation:
         options=options, source=source, plan=plan, job=job, windows=windows,
         reference=reference, work=work,
     )  # fmt: skip
+
+
+def _drifted(options: Compress, *, fine_tuned: bool) -> bool:
+    drifted = options.features == "compressed" or (options.features == "auto" and fine_tuned)
+    if drifted and (options.workers > 1 or options.ray is not None):
+        err.print(
+            "note: with compressed features every block waits for the one before it; "
+            "--features original lets workers share the work"
+        )
+    return drifted
 
 
 def work_path(output: Path) -> Path:
