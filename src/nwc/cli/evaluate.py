@@ -5,14 +5,26 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.table import Table
 
 from nwc.calibration.corpus import token_windows
-from nwc.cli.arguments import DTYPES, CodecFile, Model, ReferenceModel, Text, usable_device
+from nwc.cli.arguments import (
+    DTYPES,
+    CodecFile,
+    Model,
+    OptionalText,
+    ReferenceModel,
+    TaskFiles,
+    TaskNames,
+    usable_device,
+)
 from nwc.cli.console import Command, err, out, print_json, progress, quiet_transformers
 from nwc.compression.source import find_model
 from nwc.errors import ConfigError, FormatError
-from nwc.evaluation.perplexity import evaluate
+from nwc.evaluation.perplexity import evaluate, strided
+from nwc.evaluation.zero_shot import run_tasks
 from nwc.formats.checkpoint import is_compressed
 from nwc.integrations.loading import load_model
 from nwc.integrations.tokenizer import tokenizer_of
@@ -25,6 +37,7 @@ _UNITS = {
     "kl_divergence": "nats per token",
     "top1_agreement": "of tokens",
     "context": "tokens",
+    "stride": "tokens",
 }
 
 
@@ -32,17 +45,32 @@ _UNITS = {
 class Eval(Command):
     """Perplexity of a model, compressed or not; with --reference also how far it strays.
 
+    With --tasks, accuracy on tasks by lm-evaluation-harness.
+
     Example: nwc eval OUT --text heldout.txt --reference MODEL
     """
 
     model: Model
     """Compressed folder, ordinary model folder, or a hub name."""
-    text: Text
+    text: OptionalText = None
     """Text file, .jsonl file with "text" fields, or data set NAME[:CONFIG[:SPLIT]]."""
+    tasks: TaskNames = None
+    """Tasks, with commas between: arc_easy, arc_challenge, piqa, winogrande, hellaswag, boolq,
+    openbookqa, mathqa, mmlu, or any other that the harness knows."""
+    task_files: TaskFiles = None
+    """Folder of local files that hold the tasks, or one file: lines of JSON with question, choices
+    and answer. Without it the harness fetches its data from the hub."""
+    limit: int = 0
+    """Questions of each task at most; 0 takes all."""
+    fewshot: int = 0
+    """Examples before each question."""
     reference: ReferenceModel = None
     """The original model: adds its perplexity, KL divergence and top-1 agreement."""
     context: int = 2048
-    """Tokens in a window; windows do not overlap. The model's own limit, if that is less."""
+    """Tokens in a window. The model's own limit, if that is less."""
+    stride: int = 0
+    """Tokens from one window to the next, of which only the new ones are scored; 0: windows do not
+    overlap."""
     max_tokens: int = 0
     """Tokens to evaluate at most; 0 takes the whole text."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -56,34 +84,60 @@ class Eval(Command):
 
     def run(self) -> int:
         """See the class."""
-        if self.context < 2 or self.max_tokens < 0:
-            raise ConfigError(
-                f"--context is {self.context} and --max-tokens {self.max_tokens}, wanted at "
-                "least 2 and 0"
-            )
+        self._check()
         quiet_transformers()
         folder = find_model(self.model)
         model = self._load(folder)
+        found: dict[str, Any] = {}
+        if self.text is not None:
+            found |= self._divergence(model, folder, self.text)
+        if self.tasks is not None:
+            names = [name.strip() for name in self.tasks.split(",") if name.strip()]
+            scores = run_tasks(
+                model, folder, names,
+                files=self.task_files, limit=self.limit, fewshot=self.fewshot,
+            )  # fmt: skip
+            found["tasks"] = [dataclasses.asdict(score) for score in scores]
+        if self.json:
+            print_json(found)
+        else:
+            _show(found)
+        return 0
+
+    def _check(self) -> None:
+        if self.text is None and self.tasks is None:
+            raise ConfigError("nothing to evaluate: give --text or --tasks")
+        if self.context < 2 or self.max_tokens < 0 or not 0 <= self.stride <= self.context:
+            raise ConfigError(
+                f"--context is {self.context}, --max-tokens {self.max_tokens} and --stride "
+                f"{self.stride}, wanted at least 2, at least 0, and 0 to --context"
+            )
+        if self.tasks is None and (self.task_files or self.limit or self.fewshot):
+            raise ConfigError("--task-files, --limit and --fewshot want --tasks")
+        if self.limit < 0 or self.fewshot < 0:
+            raise ConfigError(
+                f"--limit is {self.limit} and --fewshot {self.fewshot}, wanted at least 0"
+            )
+        if self.task_files is not None and not self.task_files.exists():
+            raise ConfigError(f"--task-files {self.task_files} does not exist")
+
+    def _divergence(self, model: PreTrainedModel, folder: Path, text: str) -> dict[str, Any]:
+        """Perplexity, and distance from the reference if there is one."""
         reference = None if self.reference is None else self._load(find_model(self.reference))
         limit = getattr(model.config, "max_position_embeddings", None) or self.context
         context = min(self.context, limit)
         if context < self.context:
             err.print(f"note: the model takes {limit} tokens, so windows have {context}")
         windows = token_windows(
-            self.text, tokenizer_of(folder), tokens=self.max_tokens, context=context
+            text, tokenizer_of(folder), tokens=self.max_tokens, context=context
         )
+        scored = None
+        if self.stride:
+            windows, scored = strided(windows, min(self.stride, context))
         with progress("evaluating", len(windows)) as advance:
-            result = evaluate(model, windows, reference, on_batch=advance)
+            result = evaluate(model, windows, reference, scored=scored, on_batch=advance)
         found = {k: v for k, v in dataclasses.asdict(result).items() if v is not None}
-        found["context"] = context
-        if self.json:
-            print_json(found)
-        else:
-            for name, value in found.items():
-                shown = f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
-                unit = _UNITS.get(name, "")
-                out.print(f"{name.replace('_', ' '):22} {shown} {unit}".rstrip(), markup=False)
-        return 0
+        return found | {"context": context} | ({"stride": self.stride} if self.stride else {})
 
     def _load(self, folder: Path) -> PreTrainedModel:
         device = usable_device(self.device)
@@ -99,3 +153,19 @@ class Eval(Command):
                 f"{folder} is not a causal language model: {str(error).splitlines()[0]}"
             ) from error
         return model.to(device).eval()
+
+
+def _show(found: dict[str, Any]) -> None:
+    scores = found.pop("tasks", [])
+    for name, value in found.items():
+        shown = f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+        unit = _UNITS.get(name, "")
+        out.print(f"{name.replace('_', ' '):22} {shown} {unit}".rstrip(), markup=False)
+    if scores:
+        table = Table("task", "metric", "value", "std. error", "questions", box=None)
+        for score in scores:
+            spread = "-" if score["stderr"] is None else f"{score['stderr']:.4f}"
+            value = f"{score['value']:.4f}"
+            questions = f"{score['questions']:,}"
+            table.add_row(score["task"], score["metric"], value, spread, questions)
+        out.print(table)
