@@ -27,12 +27,13 @@ $(MODEL)/model.safetensors: $(MODEL).tar.xz | $(READY)
 # Compress the bundled model, check the file, and compare the model with the original.
 demo: $(READY) $(MODEL)/model.safetensors
 	$(BIN)/nwc compress $(MODEL) --output $(DEMO) --bits $(BITS) \
-	  --calibration examples/books-calibration.txt --overwrite
+	  --calibration examples/books-calibration.txt --recovery-steps 32 --overwrite
 	$(BIN)/nwc verify $(DEMO)
 	$(BIN)/nwc eval $(DEMO) --reference $(MODEL) --text examples/books-heldout.txt --context 256
 	@du -sk $(MODEL) $(DEMO) | awk '{ printf "%8d kB  %s\n", $$1, $$2 }'
 	@echo
-	@echo 'Next: where the bits go       $(BIN)/nwc inspect $(DEMO)'
+	@echo 'Next: what happened           open $(DEMO)-report.html in a browser'
+	@echo '      where the bits go       $(BIN)/nwc inspect $(DEMO)'
 	@echo '      fewer of them           make demo BITS=3'
 	@echo '      your own model          $(BIN)/nwc compress MODEL --output OUT --calibration TEXT'
 	@echo '      from Python             nwc.load_model("$(DEMO)")'
