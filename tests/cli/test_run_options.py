@@ -177,3 +177,15 @@ def test_workers_wait_for_compressed_features(nwc, llama, text, tmp_path):
     assert "every block waits for the one before it" in two.err
     one, other = (sorted((tmp_path / name).iterdir()) for name in ("one", "two"))
     assert [p.read_bytes() for p in one] == [p.read_bytes() for p in other]
+
+
+@pytest.mark.parametrize("block", [0, 1, 2])
+def test_blocks_between_compressed_ones_may_be_kept(nwc, llama, text, tmp_path, block):
+    out = tmp_path / "out"
+    keep = ("--keep", f"model.layers.{block}.*")
+    made = nwc("compress", llama, "--output", out, "--calibration", text, *QUICK, *keep)
+    assert made.code == 0, made.err
+    original, found = load_file(llama / "model.safetensors"), load_file(out / "model.safetensors")
+    kept = [key for key in original if f".layers.{block}." in key]
+    assert all(torch.equal(original[key], found[key]) for key in kept)
+    assert json.loads((out / "report.json").read_text())["features"] == "compressed"

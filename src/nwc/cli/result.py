@@ -185,8 +185,8 @@ def draft_files(preparation: Preparation) -> dict[str, str]:
     }
     blocks = []
     if preparation.job.recovery is not None:
-        group = {"name": "q_proj, k_proj, v_proj", "before": sample, "after": sample, "steps": 64}
-        blocks = [{"block": u[0].block, "groups": [dict(group)] * 4} for u in plan.units]
+        group = {"name": "gate_proj, up_proj", "before": sample, "after": sample, "steps": 64}
+        blocks = [{"block": u[0].block, "groups": [dict(group)] * 3} for u in plan.units]
     report = make_report(preparation, found, {t.name: facts for t in plan.tensors}, blocks, [])
     return _files(report, found["file_bytes"])
 

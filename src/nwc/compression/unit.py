@@ -7,7 +7,7 @@ it writes there group by group, so that any process can do it, or go on with it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import torch
@@ -347,8 +347,7 @@ def forward(
 @contextmanager
 def _writing(target: FeatureFile | None) -> Iterator[Callable[[Tensor], None]]:
     if target is None or target.complete:
-        with nullcontext():
-            yield lambda batch: None
+        yield lambda batch: None
         return
     writer = target.writer()
     try:
