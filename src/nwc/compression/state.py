@@ -17,6 +17,7 @@ import fcntl
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -184,20 +185,30 @@ class WorkFolder:
         Raises:
             FormatError: the file is damaged.
         """
+        return self._read(name, lambda file: {k: file.get_tensor(k) for k in file.keys()})  # noqa: SIM118
+
+    def read_facts(self, name: str) -> Any | None:  # noqa: ANN401  (JSON)
+        """The JSON value beside stored tensors, which stay unread; None if there is none."""
+        found = self._read(name, lambda file: {})
+        return None if found is None else found[1]
+
+    def read_bank(self, name: str) -> TableBank:
+        """The tables of a finished group, without its streams."""
+        found = self._read(name, lambda file: {_BANK: file.get_tensor(_BANK)})
+        assert found is not None
+        return TableBank.from_bytes(found[0][_BANK].numpy().tobytes())
+
+    def _read(
+        self, name: str, pick: Callable[[Any], dict[str, Tensor]]
+    ) -> tuple[dict[str, Tensor], Any] | None:
         path = self.path / name
         if not path.exists():
             return None
         try:
             with safe_open(path, "pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-                return tensors, json.loads(file.metadata()["facts"])
+                return pick(file), json.loads(file.metadata()["facts"])
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise FormatError(f"{path} is damaged ({error}); begin anew with --restart") from error
-
-    def read_facts(self, name: str) -> Any | None:  # noqa: ANN401  (JSON)
-        """The JSON value beside stored tensors; None if there is none."""
-        found = self.read_tensors(name)
-        return None if found is None else found[1]
 
     def write_group(self, unit: int, stage: int, group: FinishedGroup) -> None:
         """Store what was compressed."""
@@ -222,11 +233,6 @@ class WorkFolder:
             finished.append(FinishedTensor(name=name, data=data, **about))
         bank = TableBank.from_bytes(tensors[_BANK].numpy().tobytes())
         return FinishedGroup(tensors=finished, bank=bank, warnings=facts["warnings"])
-
-    def read_bank(self, name: str) -> TableBank:
-        """The tables of what was compressed, without its streams."""
-        with safe_open(self.path / name, "pt") as file:
-            return TableBank.from_bytes(file.get_tensor(_BANK).numpy().tobytes())
 
     def group_files(self, unit: int) -> list[str]:
         """Names of what a unit has compressed so far, in order."""
