@@ -189,3 +189,10 @@ def test_blocks_between_compressed_ones_may_be_kept(nwc, llama, text, tmp_path, 
     kept = [key for key in original if f".layers.{block}." in key]
     assert all(torch.equal(original[key], found[key]) for key in kept)
     assert json.loads((out / "report.json").read_text())["features"] == "compressed"
+
+
+def test_one_window_is_too_little_to_tune_with(nwc, llama, text, tmp_path):
+    options = ["--calibration", text, "--calibration-tokens", "100", "--context", "100"]
+    made = nwc("compress", llama, "--output", tmp_path / "out", *options)
+    assert made.code == 0
+    assert "without fine-tuning: 100 tokens make one window" in made.err

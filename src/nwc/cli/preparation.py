@@ -210,14 +210,7 @@ def prepare(options: Compress, folder: Path) -> Preparation:
     method, reference = _method(options, device, _tensor_bits(options, source, plan))
     windows = None if options.calibration is None else _windows(options, plan, folder)
     work = WorkFolder(work_path(options.output))
-    recovery = None
-    left_out = windows is not None and _better_without(plan) and not options.recovery
-    if left_out:
-        err.print(
-            "note: without fine-tuning, which harms models of this kind (--recovery does it)"
-        )
-    elif windows is not None and not options.no_recovery:
-        recovery = RecoveryConfig(steps=options.recovery_steps, bf16=fast_bf16(device))
+    recovery = _recovery(options, plan, windows, device)
     job = Job(
         folder=folder,
         keep=options.keep,
@@ -252,9 +245,26 @@ def work_path(output: Path) -> Path:
     return output.parent / f"{output.name}.work"
 
 
-def _better_without(plan: Plan) -> bool:
-    """Whether fine-tuning is off by default: App. A.5 saw it harm GPT-OSS."""
-    return getattr(require_skeleton(plan).model.config, "model_type", "") == "gpt_oss"
+def _recovery(
+    options: Compress, plan: Plan, windows: Tensor | None, device: str
+) -> RecoveryConfig | None:
+    """How blocks are fine-tuned; None if they are not."""
+    if windows is None or options.no_recovery:
+        return None
+    # App. A.5 saw fine-tuning harm GPT-OSS.
+    family = getattr(require_skeleton(plan).model.config, "model_type", "")
+    if family == "gpt_oss" and not options.recovery:
+        err.print(
+            "note: without fine-tuning, which harms models of this kind (--recovery does it)"
+        )
+        return None
+    if len(windows) < 2:
+        err.print(
+            f"note: without fine-tuning: {windows.numel()} tokens make one window, of which none "
+            "can be held out; use longer text or a shorter --context"
+        )
+        return None
+    return RecoveryConfig(steps=options.recovery_steps, bf16=fast_bf16(device))
 
 
 def _windows(options: Compress, plan: Plan, folder: Path) -> Tensor:
