@@ -90,7 +90,7 @@ def _dataset(source: str) -> Iterator[str]:
         rows = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
     except Exception as error:  # the loader raises errors of many libraries
         raise CalibrationError(
-            f"{source} is neither a file nor a data set that loads: {error}"
+            f"{source} is not a file, and not a data set that loads: {error}"
         ) from error
     for row in rows:
         if not isinstance(row.get("text"), str):
