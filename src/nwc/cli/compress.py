@@ -148,7 +148,8 @@ class Compress(Command):
         compressor = job.compressor(preparation.source, plan)
         finished = FinishedWeights(plan, work)
         forecast = preflight(plan, preparation.source, job, preparation.windows)
-        with timed_bar("compressing", plan.parameters, forecast.seconds) as show:
+        first = sum(t.parameters for t in plan.units[0]) / plan.parameters
+        with timed_bar("compressing", plan.parameters, forecast.seconds, first) as show:
 
             def on_progress(note: str) -> None:
                 show(finished(), note)

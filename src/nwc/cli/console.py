@@ -84,10 +84,16 @@ def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
 
 
 @contextmanager
-def timed_bar(title: str, total: int, seconds: float) -> Iterator[Callable[[float, str], None]]:
+def timed_bar(
+    title: str, total: int, seconds: float, first: float
+) -> Iterator[Callable[[float, str], None]]:
     """A bar for long work whose duration was forecast; gives show(done, note).
 
-    The time left follows the forecast until a tenth is done, and from then on what was seen.
+    Args:
+        title: what is done.
+        total: how much there is to do.
+        seconds: the forecast.
+        first: share of the total after which what was seen replaces the forecast.
     """
     columns = (
         SpinnerColumn(),
@@ -106,7 +112,7 @@ def timed_bar(title: str, total: int, seconds: float) -> Iterator[Callable[[floa
             before = done if before is None else before  # of an earlier run
             spent = time.monotonic() - start
             share = (done - before) / max(1, total - before)
-            expected = seconds if share < 0.1 else spent / share
+            expected = seconds if share < first else spent / share
             left = duration(max(0.0, expected - spent))
             bar.update(task, completed=done, left=left)
             if note:
