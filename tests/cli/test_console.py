@@ -35,11 +35,12 @@ def test_the_forecast_gives_way_to_what_was_seen(clock, monkeypatch):
     monkeypatch.setattr(console, "Progress", Bar)
     monkeypatch.setattr(console, "err", SimpleNamespace(is_terminal=True))
     with console.timed_bar("compressing", 100, seconds=60, first=0.25) as show:
+        show(0, "")
         clock[0] = 20
         show(10, "")  # less than the first block: the forecast counts
         clock[0] = 50
         show(25, "")  # the first block took 50 s, so the other three take 150
-    assert shown == ["60 s", "40 s", "2 min"]
+    assert shown == ["60 s", "60 s", "40 s", "2 min"]
 
 
 def test_an_earlier_runs_share_took_no_time(clock, monkeypatch):
@@ -47,4 +48,4 @@ def test_an_earlier_runs_share_took_no_time(clock, monkeypatch):
     with console.timed_bar("compressing", 100, seconds=60, first=0.1) as show:
         show(80, "what an earlier run left")
         clock[0] = 10
-        show(90, "half of the rest")
+        show(90, "half of the rest")  # not nine tenths of everything
