@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from nwc.cli.console import duration, out, print_json
+from nwc.compression.plan import PlannedTensor
 from nwc.compression.preflight import preflight
 
 if TYPE_CHECKING:
@@ -33,10 +34,10 @@ def show_plan(preparation: Preparation, *, as_json: bool) -> None:
             **dataclasses.asdict(forecast),
         })  # fmt: skip
         return
-    table = Table("block", "tensor", "outputs x inputs", "weights", box=None)
+    table = Table("block", "group", "tensor", "outputs x inputs", "weights", box=None)
     for t in plan.tensors[:_SHOWN]:
         block = "-" if t.block is None else str(t.block)
-        table.add_row(block, t.name, f"{t.m} x {t.n}", f"{t.parameters:,}")
+        table.add_row(block, _group(t), t.name, f"{t.m} x {t.n}", f"{t.parameters:,}")
     out.print(table)
     if len(plan.tensors) > _SHOWN:
         out.print(f"... and {len(plan.tensors) - _SHOWN:,} more (--json lists all)")
@@ -64,6 +65,13 @@ def show_plan(preparation: Preparation, *, as_json: bool) -> None:
 
 _SHOWN = 40
 """Rows of a table; models with experts have thousands."""
+
+
+def _group(tensor: PlannedTensor) -> str:
+    """What it is done with, as far as names tell; shared inputs show later."""
+    if tensor.role:
+        return f"all {tensor.role}"
+    return "-" if tensor.module is None else tensor.module.rpartition(".")[0] or tensor.module
 
 
 def _calibration(preparation: Preparation) -> str:
