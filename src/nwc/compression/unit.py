@@ -142,18 +142,20 @@ class UnitCompressor:
                 scratch=self.work.path,
             )
         parts = stages(groups, ORDERS[self.order])
+        del groups  # each part's Hessians go with it
         done_tensors: list[PlannedTensor] = []
         history = []
         counter = 0
         for stage, part in enumerate(parts):
             labels = dict.fromkeys(t.label.rpartition(".")[2] for g in part for t in g.tensors)
             while part:
-                group = part.pop(0)  # its Hessian is released before the next one's turn
+                group = part.pop(0)
                 last = not part and stage == len(parts) - 1
                 self._group(unit, counter, group, block.module, done, last=last)
                 done_tensors += group.tensors
                 counter += 1
                 on_progress(group.tensors[0].name)
+                del group  # before the block is tuned
             # After the last stage only norms are left, whose tuning gains a thousandth (log).
             if tuner is not None and stage < len(parts) - 1:
                 on_progress(f"block {number}: fine-tuning")
