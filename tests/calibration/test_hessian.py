@@ -45,3 +45,15 @@ def test_inputs_too_large_to_square_are_named():
     h.add(torch.full((3, 2), 1e30))
     with pytest.raises(CalibrationError, match=r"mlp\.up saw inputs whose squares leave FP32"):
         h.finish()
+
+
+def test_a_sum_that_waits_on_disk_is_the_same(tmp_path):
+    x = torch.randn(20, 5, generator=torch.Generator().manual_seed(0))
+    plain, spilled = HessianAccumulator(5, "a"), HessianAccumulator(5, "a")
+    for h in (plain, spilled):
+        h.add(x)
+    spilled.spill(tmp_path / "hessians" / "0.bin")
+    assert torch.equal(spilled.finish(), plain.finish())
+    assert spilled.n == 5
+    assert not list((tmp_path / "hessians").iterdir())
+    assert torch.equal(spilled.finish(), plain.finish())

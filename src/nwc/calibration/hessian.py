@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,13 +32,10 @@ class HessianAccumulator:
         self.name = name
         self.tokens = 0
         self.non_finite = 0
+        self.n = n
         self._sum = torch.zeros(n, n)
         self._finished = False
-
-    @property
-    def n(self) -> int:
-        """Length of x."""
-        return len(self._sum)
+        self._file: Path | None = None
 
     def add(self, inputs: Float[Tensor, "... n"]) -> None:
         """Add the inputs of some tokens; tokens with a non-finite entry are counted apart."""
@@ -55,6 +53,13 @@ class HessianAccumulator:
     def add_to(self, total: Float[Tensor, "n n"]) -> None:
         """Add the sum so far to another one."""
         total += self._sum.to(total.device)
+
+    def spill(self, file: Path) -> None:
+        """Keep the sum in a file until `finish`, which removes it; nothing can be added before."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(self._sum.cpu().numpy().data)
+        self._file = file
+        self._sum = torch.empty(0)
 
     def finish(self, prior: Float[Tensor, "n n"] | None = None) -> Float[Tensor, "n n"]:
         """The mean, in the memory of the sum: nothing can be added after the first call.
@@ -74,6 +79,11 @@ class HessianAccumulator:
                 f"{self.name} saw {seen if self.non_finite else 'no tokens'}; "
                 "calibrate with other text, or with --data-free"
             )
+        if self._file is not None:
+            data = bytearray(self._file.read_bytes())
+            self._sum = torch.frombuffer(data, dtype=torch.float32).view(self.n, self.n)
+            self._file.unlink()
+            self._file = None
         # A sum of squares is finite only if all products are.
         if not torch.isfinite(self._sum.diagonal()).all():
             raise CalibrationError(

@@ -7,6 +7,7 @@
     units/00003/group-01.safetensors    streams of a group of layers, and facts about them
     units/00003/tuned-01.safetensors    parameters that fine-tuning after it changed
     units/00003/finished.safetensors    the unit is done; kept tensors that were tuned
+    hessians/00003-1.bin           of groups that wait while the block is tuned
 
 Every file appears whole, by renaming, and none is changed afterwards.
 """

@@ -128,6 +128,10 @@ class UnitCompressor:
             groups = self._inputs(unit, block, inputs, None, on_progress)
         else:
             groups = self._inputs(unit, block, inputs, target, on_progress)
+        if self.recovery is not None:  # which needs the memory
+            for i, waiting in enumerate(groups):
+                if waiting.hessian is not None:
+                    waiting.hessian.spill(self.work.path / "hessians" / f"{unit:05d}-{i}.bin")
         dtypes = {path: p.dtype for path, p in block.module.named_parameters()}
         block.module.float()
         tuner = None
