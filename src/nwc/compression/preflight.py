@@ -7,7 +7,7 @@ this machine for about a second; the run itself replaces it by what it sees.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -40,8 +40,35 @@ class Forecast:
     seconds: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Seconds that small pieces of the work take on one machine.
+
+    Args:
+        column, weight: of compressing a matrix, for every column and every weight.
+        product: a multiplication and addition of a matrix product in 16, 32 and 64 bits.
+    """
+
+    column: float
+    weight: float
+    product: Mapping[torch.dtype, float]
+
+    @classmethod
+    def measure(cls, method: LayerMethod, *, calibrated: bool) -> Speed:
+        """Time the pieces, here and now: about a second."""
+        column, weight = _coding_speed(method, calibrated)
+        dtypes = (torch.bfloat16, torch.float32, torch.float64)
+        product = {dtype: _product_time(dtype) for dtype in dtypes}
+        return cls(column=column, weight=weight, product=product)
+
+
 def preflight(
-    plan: Plan, source: SourceCheckpoint, job: Job, windows: Tensor | None, workers: int = 1
+    plan: Plan,
+    source: SourceCheckpoint,
+    job: Job,
+    windows: Tensor | None,
+    workers: int = 1,
+    speed: Speed | None = None,
 ) -> Forecast:
     """Predict a run.
 
@@ -51,12 +78,14 @@ def preflight(
         job: how.
         windows: calibration tokens, if there are any.
         workers: processes.
+        speed: of the machine; measured if it is not given.
     """
+    speed = speed or Speed.measure(job.method, calibrated=windows is not None)
     largest = max(plan.units, key=lambda unit: sum(t.parameters for t in unit))
     return Forecast(
         memory_bytes=_memory(plan, source, job, largest, calibrated=windows is not None),
         disk_bytes=_disk(plan, source, job, largest, windows),
-        seconds=_seconds(plan, job, windows) / max(1, min(workers, len(plan.units))),
+        seconds=_seconds(plan, job, windows, speed) / max(1, min(workers, len(plan.units))),
     )
 
 
@@ -118,21 +147,19 @@ def _disk(
     return total
 
 
-def _seconds(plan: Plan, job: Job, windows: Tensor | None) -> float:
-    calibrated = windows is not None
-    column, weight = _coding_speed(job.method, calibrated)
+def _seconds(plan: Plan, job: Job, windows: Tensor | None, speed: Speed) -> float:
     seconds = 0.0
     for unit in plan.units:
         for stack in _shared(unit):
-            seconds += stack[0].n * column
-            seconds += sum(t.parameters for t in stack) * weight
-            if calibrated:
+            seconds += stack[0].n * speed.column
+            seconds += sum(t.parameters for t in stack) * speed.weight
+            if windows is not None:
                 # Cholesky and accumulation of H are matrix products at heart.
-                seconds += stack[0].n ** 3 * _product_time(torch.float64)
+                seconds += stack[0].n ** 3 * speed.product[torch.float64]
     if windows is None:
         return seconds
     tokens = windows.numel()
-    product, exact = _product_time(torch.bfloat16), _product_time(torch.float32)
+    product, exact = speed.product[torch.bfloat16], speed.product[torch.float32]
     for unit in plan.units:
         weights = sum(t.parameters for t in unit if not t.role) + sum(
             t.parameters for t in unit if t.role
