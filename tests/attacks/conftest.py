@@ -12,15 +12,15 @@ import xxhash
 from nwc.coding.bitstream import encode
 from nwc.coding.container import Section
 from nwc.coding.tables import FrequencyTable, TableBank
-from nwc.coding.tiling import Profile
+from nwc.coding.tiling import Classes, Profile
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "v1"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
-HEAD = struct.Struct("<4sBBBBIIIIBBHII")
+HEAD = struct.Struct("<4sBBBBIIIIBBHIB3s")
 FIELDS = [
     *("magic", "major", "minor", "profile", "lanes"),
     *("rows", "columns", "tile_chunks", "tile_columns"),
-    *("classes", "flags", "section_count", "words", "reserved"),
+    *("classes", "flags", "section_count", "words", "trellis", "reserved"),
 ]
 SECTION = struct.Struct("<HHI")
 TILE = struct.Struct("<II16I")
@@ -121,7 +121,7 @@ def reseal_fixture():
 def golden():
     """Name -> bytes and bank of every golden stream."""
     streams = {}
-    for path in sorted(GOLDEN.glob("*.nwct")):
+    for path in sorted(GOLDEN.glob("v*/*.nwct")):
         bank = path.with_suffix(".bank")
         shared = TableBank.from_bytes(bank.read_bytes()) if bank.exists() else None
         streams[path.stem] = (path.read_bytes(), shared)
@@ -148,7 +148,8 @@ def stream(symbols):
         Section.SCALE: struct.pack("<f", 0.5),
         Section.ERRORS: bytes(12),
     }
-    return encode(symbols, classes, TABLES, rows=40, profile=profile, extra=extra)
+    both = Classes.by_column(classes, 3)
+    return encode(symbols, both, TABLES, rows=40, profile=profile, extra=extra)
 
 
 @pytest.fixture

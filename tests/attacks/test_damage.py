@@ -13,6 +13,7 @@ from nwc.coding import rice, tiling
 from nwc.coding.bitstream import Bitstream, encode
 from nwc.coding.container import Section
 from nwc.coding.tables import FrequencyTable
+from nwc.coding.tiling import Classes
 from nwc.errors import BitstreamError
 from nwc.kernels import rans_numba
 
@@ -185,7 +186,14 @@ def test_tables_the_map_repeats_are_expanded_once(forge):
     # 16 classes of 16 lanes all name one table.
     table = FrequencyTable(0, np.full(256, 16))
     zeros = np.zeros((16, 1, 16), dtype=np.int16)
-    parts = forge(encode(zeros, np.arange(16, dtype=np.uint8), [[table] * 16] * 16, rows=16))
+    parts = forge(
+        encode(
+            zeros,
+            Classes.by_column(np.arange(16, dtype=np.uint8), 1),
+            [[table] * 16] * 16,
+            rows=16,
+        )
+    )
     stream = Bitstream(parts.sealed())
     assert len(stream.tables.tables) == 1
     assert stream.tables.packed.nbytes == 4 * 4096

@@ -73,7 +73,9 @@ def test_threads_of_the_matrix_product_do_not_matter(config):
 def test_the_lookup_is_the_transform(config):
     _, tensor = make(config)
     symbols = torch.from_numpy(tensor.stream.symbols())
-    levels = torch.from_numpy(tensor.stream.classes).long()[:, None].expand(symbols.shape[:2])
+    levels = (
+        torch.from_numpy(tensor.stream.classes.columns).long()[:, None].expand(symbols.shape[:2])
+    )
     with torch.no_grad():
         chunks = tensor.codec.synthesis(symbols.float(), levels, tensor.log2_gain)
     direct = (chunks * tensor.scales[:, None, None]).flatten(1)[:, :150].T

@@ -6,11 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from nwc.coding import tiling
-from nwc.coding.bitstream import BANK_BIT, Bitstream, encode, rebank
+from nwc.coding import bitstream, tiling
+from nwc.coding.bitstream import BANK_BIT, Bitstream, rebank
+from nwc.coding.census import census
+from nwc.coding.census import choose_tables as choose
 from nwc.coding.container import Section
-from nwc.coding.tables import MAX_BANK_TABLES, FrequencyTable, TableBank, choose_tables
-from nwc.coding.tiling import PROFILES, Profile
+from nwc.coding.tables import MAX_BANK_TABLES, FrequencyTable, TableBank
+from nwc.coding.tiling import PROFILES, Classes, Profile
 from nwc.errors import BitstreamError
 from nwc.kernels import rans_numba
 
@@ -21,6 +23,17 @@ LIMIT = 2**15 - 1
 COIN = FrequencyTable(0, np.array([2048, 2048]))
 
 
+def encode(symbols, columns, tables, **options):
+    """Classes by column."""
+    classes = Classes.by_column(columns, symbols.shape[1])
+    return bitstream.encode(symbols, classes, tables, **options)
+
+
+def choose_tables(symbols, columns, count):
+    classes = Classes.by_column(columns, symbols.shape[1])
+    return choose(census(symbols, classes, count), count, None)
+
+
 def normal(seed, rows, columns, spread=3.0):
     values = np.random.default_rng(seed).normal(size=(columns, -(-rows // 16), 16)) * spread
     return np.rint(values).astype(np.int16)
@@ -28,7 +41,7 @@ def normal(seed, rows, columns, spread=3.0):
 
 def encode_counted(symbols, rows, **options):
     classes = np.zeros(len(symbols), dtype=np.uint8)
-    tables = choose_tables(symbols, classes, 1, True, None)
+    tables = choose_tables(symbols, classes, 1)
     return encode(symbols, classes, tables, rows=rows, **options)
 
 
@@ -67,7 +80,7 @@ def test_any_symbols_under_any_tables_come_back(frequency_tables, data):
     assert result == kernel
     assert np.array_equal(symbols, before)  # the caller's array is left alone
     stream = Bitstream(result)
-    assert np.array_equal(stream.classes, classes)
+    assert np.array_equal(stream.classes.columns, classes)
     for decoder in DECODERS.values():
         assert np.array_equal(stream.symbols(decoder), symbols)
 
@@ -268,7 +281,7 @@ def banked(seed, bank, shared):
     """A stream of two classes, one of which may have its table in the bank."""
     symbols = normal(seed, 40, 12)
     classes = (np.arange(12) % 2).astype(np.uint8)
-    tables = choose_tables(symbols, classes, 2, True, None)
+    tables = choose_tables(symbols, classes, 2)
     keys = frozenset({tables[0][0].key} if shared else ())
     return symbols, encode(symbols, classes, tables, rows=40, bank=bank, bank_tables=keys)
 

@@ -4,8 +4,9 @@ import pytest
 from nwc.coding import bitstream
 from nwc.coding.bitstream import Bitstream
 from nwc.coding.container import Section
-from nwc.coding.rate import BitBudget, budget, coded_bits, empirical_bits, ideal_bits
-from nwc.coding.tables import FrequencyTable, choose_tables
+from nwc.coding.rate import BitBudget, budget, ideal_bits
+from nwc.coding.tables import FrequencyTable
+from nwc.coding.tiling import Classes
 from nwc.kernels import rans_numba
 
 ROWS = 40
@@ -29,7 +30,8 @@ def classes():
 def stream(symbols, classes):
     extra = {Section.SCALES_F16: bytes(52), Section.GAIN: bytes(4), Section.ERRORS: bytes(12)}
     tables = [[TABLE], [TABLE]]
-    return Bitstream(bitstream.encode(symbols, classes, tables, rows=ROWS, extra=extra))
+    both = Classes.by_column(classes, 3)
+    return Bitstream(bitstream.encode(symbols, both, tables, rows=ROWS, extra=extra))
 
 
 def test_a_budget_counts_every_byte_once(stream):
@@ -67,41 +69,3 @@ def test_ideal_bits_are_those_of_the_coded_symbols(stream, symbols, decoder):
     found = ideal_bits(stream) if decoder is None else ideal_bits(stream, decoder)
     assert found == pytest.approx(wanted)
     assert 16 * stream.head.words == pytest.approx(found, abs=16 * 32)
-
-
-def test_empirical_bits_are_the_entropy_of_each_class():
-    symbols = np.zeros((4, 1, 16), dtype=np.int16)
-    symbols[1, :, :8] = 1  # class 0: one column of zeros, one half ones
-    symbols[2:] = np.arange(16)  # class 1: sixteen values, all as frequent
-    classes = np.array([0, 0, 1, 1], dtype=np.uint8)
-    p = 0.25
-    one = -32 * (p * np.log2(p) + (1 - p) * np.log2(1 - p))
-    assert empirical_bits(symbols, classes, share_channels=True) == pytest.approx(one + 32 * 4)
-
-
-def test_empirical_bits_of_channels():
-    symbols = np.broadcast_to(np.arange(16, dtype=np.int16), (4, 2, 16)).copy()
-    classes = np.zeros(4, dtype=np.uint8)
-    assert empirical_bits(symbols, classes, share_channels=False) == 0
-    symbols[:2, :, 3] = 40
-    assert empirical_bits(symbols, classes, share_channels=False) == pytest.approx(8)
-
-
-def test_empirical_bits_bound_the_payload(symbols, classes):
-    symbols = np.tile(symbols, (20, 1, 1))
-    classes = np.tile(classes, 20)
-    tables = choose_tables(symbols, classes, 2, True, None)
-    stream = Bitstream(bitstream.encode(symbols, classes, tables, rows=ROWS))
-    bits = empirical_bits(symbols, classes, share_channels=True)
-    assert bits * 0.99 < 16 * stream.head.words < bits * 1.01 + 16 * 32
-
-
-def test_coded_bits_count_patches():
-    generator = np.random.default_rng(0)
-    symbols = np.round(generator.normal(0, 3, (64, 32, 16))).astype(np.int16)
-    classes = np.zeros(64, np.uint8)
-    plain = empirical_bits(symbols, classes, share_channels=True)
-    assert plain <= coded_bits(symbols, classes, share_channels=True) <= 1.002 * plain + 200
-    # Values that a table of 256 places cannot hold together.
-    symbols[:, 0, 0] = generator.integers(-3000, 3000, 64)
-    assert coded_bits(symbols, classes, share_channels=True) > plain + 50 * 64

@@ -14,9 +14,7 @@ from nwc.coding.tables import (
     TOTAL,
     FrequencyTable,
     TableBank,
-    choose_tables,
     cost,
-    count,
     from_bytes,
     from_counts,
     from_probabilities,
@@ -227,78 +225,35 @@ def test_cost_sums_code_lengths_and_patches(frequency_tables, data):
     patched = PATCH_BITS + lengths[table.mode]
     each = [lengths.get(value, math.inf) for value in values]
     wanted = sum(patched if math.isinf(bits) else bits for bits in each)
-    assert cost(table, *count(np.array(values, dtype=np.int16))) == pytest.approx(wanted)
-
-
-@given(st.lists(st.integers(-(2**15), 2**15 - 1), min_size=1, max_size=50))
-def test_count_counts(values):
-    first, counts = count(np.array(values, dtype=np.int16))
-    assert first == min(values)
-    assert {first + i: c for i, c in enumerate(counts.tolist()) if c} == {
-        v: values.count(v) for v in values
-    }
-
-
-def test_count_goes_on_after_a_million_values():
-    values = np.zeros(2**20 + 3, dtype=np.int16)
-    values[-2:] = [4, 2]
-    first, counts = count(values)
-    assert (first, counts.tolist()) == (0, [2**20 + 1, 0, 1, 0, 1])
-
-
-@settings(deadline=None)
-@given(st.data(), st.integers(0, 2**32 - 1), st.booleans())
-def test_choose_tables_takes_counted_or_prior_whichever_is_smaller(
-    frequency_tables, data, seed, share
-):
-    rng = np.random.default_rng(seed)
-    class_count = data.draw(st.integers(1, 3))
-    columns, chunks = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 40))
-    symbols = np.rint(rng.normal(size=(columns, chunks, 16)) * rng.uniform(0, 9)).astype(np.int16)
-    classes = rng.integers(0, class_count, columns).astype(np.uint8)
-    # Half of the priors fit the data well, so that both answers occur.
-    fitting = from_counts(*count(symbols))
-    prior = fitting if data.draw(st.booleans()) else data.draw(frequency_tables)
-    chosen = choose_tables(symbols, classes, class_count, share, [[prior]] * class_count)
-    assert [len(row) for row in chosen] == [1 if share else 16] * class_count
-    for k, row in enumerate(chosen):
-        for channel, table in enumerate(row):
-            members = symbols[classes == k]
-            values = members if share else members[:, :, channel]
-            if values.size == 0:
-                assert table.frequencies.tolist() == [TOTAL]  # nothing to code, next to no bytes
-                continue
-            first, counts = count(values)
-            own = from_counts(first, counts)
-            own_bits = cost(own, first, counts) + 8 * len(to_bytes([own]))
-            wanted = own if own_bits < cost(prior, first, counts) else prior
-            assert table.key == wanted.key
-
-
-def test_a_large_tensor_pays_for_its_own_table_and_a_small_one_does_not():
-    prior = make_table(-1, 1024, 2048, 1024)
-    symbols = np.random.default_rng(0).choice([-1, 0, 1], p=[0.1, 0.8, 0.1], size=(64, 64, 16))
-    symbols = symbols.astype(np.int16)
-    for columns, takes_prior in [(1, True), (64, False)]:
-        part = symbols[:columns] if columns > 1 else symbols[:1, :1]
-        table = choose_tables(part, np.zeros(columns, dtype=np.uint8), 1, True, [[prior]])[0][0]
-        assert (table is prior) == takes_prior
-
-
-def test_a_class_without_columns_gets_a_table_too():
-    symbols = np.ones((2, 1, 16), dtype=np.int16)
-    chosen = choose_tables(symbols, np.array([1, 1], dtype=np.uint8), 2, True, None)
-    assert [row[0].first for row in chosen] == [0, 1]
-
-
-def test_priors_of_a_channel_are_matched_to_it():
-    priors = [[make_table(channel, TOTAL) for channel in range(16)]]
-    symbols = np.broadcast_to(np.arange(16, dtype=np.int16), (3, 2, 16))
-    chosen = choose_tables(symbols, np.zeros(3, dtype=np.uint8), 1, False, priors)
-    assert [table.first for table in chosen[0]] == list(range(16))
+    first = min(values)
+    counts = np.bincount(np.array(values) - first)
+    assert cost(table, first, counts) == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("value", [-(2**15), -(2**15) + 1, 2**15 - 256, 2**15 - 1])
 def test_extreme_symbols_have_a_table(value):
     table = from_counts(value, np.array([7]))
     assert (table.first, table.last) == (value, value)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_paired_tables_hold_an_even_and_an_odd_symbol_if_both_occur(data):
+    counts = np.array(data.draw(st.lists(st.integers(0, 10**6), min_size=1, max_size=400)))
+    first = data.draw(st.integers(-500, 500))
+    table = from_counts(first, counts, paired=True)
+    if counts[::2].any() and counts[1::2].any():
+        live = (table.first + np.flatnonzero(table.frequencies)) & 1
+        assert set(live.tolist()) == {0, 1}
+        even, odd = table.modes
+        assert (even & 1, odd & 1) == (0, 1)
+    elif counts.any():
+        assert table.key == from_counts(first, counts).key
+
+
+def test_a_paired_prior_has_two_symbols():
+    pmf = np.zeros(9)
+    pmf[4] = 1
+    assert len(from_probabilities(-4, pmf)) == 1
+    table = from_probabilities(-4, pmf, paired=True)
+    assert (table.first, len(table)) == (-1, 3)

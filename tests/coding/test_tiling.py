@@ -8,6 +8,7 @@ from nwc.coding.rans import LANES
 from nwc.coding.tables import FrequencyTable
 from nwc.coding.tiling import (
     PROFILES,
+    Classes,
     DecodingTables,
     EncodingTables,
     decode_tile,
@@ -51,10 +52,11 @@ def test_a_tile_takes_the_table_of_each_class_and_lane():
     # Constant tables: what is decoded shows which table was used, and nothing needs a word.
     tables = [FrequencyTable(first, np.array([4096])) for first in range(32)]
     choice = np.arange(32).reshape(2, LANES)
-    classes = np.array([1, 0, 1], dtype=np.uint8)
-    symbols = np.repeat(choice[classes][:, None, :], 4, axis=1).astype(np.int16)
+    columns = np.array([1, 0, 1], dtype=np.uint8)
+    symbols = np.repeat(choice[columns][:, None, :], 4, axis=1).astype(np.int16)
+    classes = Classes.by_column(columns, 4)
     words, states = encode_tile(symbols, classes, EncodingTables(tables, choice))
     assert len(words) == 0
-    found = decode_tile(words, states, classes, 4, DecodingTables(tables, choice))
+    found = decode_tile(words, states, classes, DecodingTables(tables, choice))
     assert found.dtype == np.int16
     assert np.array_equal(found, symbols)

@@ -22,6 +22,7 @@ OWN_SECTIONS = {
     Section.TABLES,
     Section.TABLE_MAP,
     Section.CLASSES,
+    Section.ROW_CLASSES,
     Section.INDEX,
     Section.PATCHES,
 }
@@ -72,7 +73,7 @@ def test_the_encoder_gives_the_same_bytes(path, tile_encoder):
     stream = Bitstream(data, bank)
     head, sections = stream.head, stream.container.sections
     places = np.frombuffer(sections[Section.TABLE_MAP], dtype="<u2").reshape(head.classes, -1)
-    choice = stream.tables.choice[:, : places.shape[1]]
+    choice = stream.tables.choice.reshape(head.classes, -1)[:, : places.shape[1]]
     tables = [[stream.tables.tables[i] for i in row] for row in choice]
     shared = {
         table.key
@@ -86,6 +87,7 @@ def test_the_encoder_gives_the_same_bytes(path, tile_encoder):
         stream.classes,
         tables,
         rows=head.rows,
+        trellis=stream.tables.trellis,
         profile=Profile(rows, rows * head.tile_columns),
         bank=bank,
         bank_tables=frozenset(shared),
@@ -102,7 +104,11 @@ def test_weights_are_symbols_times_step_and_scale(path):
     tensor = CompressedTensor(path.read_bytes(), codec, read_bank(path))
     head = tensor.stream.head
     symbols = torch.from_numpy(read_symbols(path)).flatten(1)[:, : head.rows]
+    if head.trellis:
+        symbols = symbols / 2
     columns = symbols * 2.0**-tensor.log2_gain * tensor.scales[:, None]
+    if Section.ROW_SCALES in tensor.stream.container.sections:
+        columns = columns * tensor.row_scales
     W = columns if head.transposed else columns.T
     assert tensor.weight().shape == W.shape == tensor.shape
     torch.testing.assert_close(tensor.weight(), W, rtol=1e-6, atol=0)

@@ -18,25 +18,29 @@ def tool():
 def test_an_existing_version_is_never_overwritten(tool, tmp_path):
     (tmp_path / "v7").mkdir()
     with pytest.raises(FileExistsError):
-        tool["write"](tmp_path / "v7")
+        tool["write"](tmp_path / "v7", [])
     assert list((tmp_path / "v7").iterdir()) == []
 
 
-def test_the_frozen_version_is_refused_by_name(tool):
+@pytest.mark.parametrize("version", ["v1", "v1.1"])
+def test_a_frozen_version_is_refused_by_name(tool, version):
     with pytest.raises(SystemExit, match="golden files never change, name a new one"):
-        tool["main"](["v1"])
+        tool["main"]([version])
 
 
-@pytest.mark.parametrize("arguments", [[], ["v1", "v2"], ["../v2"], ["v"]])
+@pytest.mark.parametrize("arguments", [[], ["v1", "v2"], ["../v1"], ["v"], ["v2"]])
 def test_anything_but_one_version_is_a_usage_error(tool, arguments):
     with pytest.raises(SystemExit, match="usage"):
         tool["main"](arguments)
 
 
-def test_what_is_written_decodes_to_what_lies_beside_it(tool, tmp_path):
-    tool["write"](tmp_path / "v2")
-    paths = sorted((tmp_path / "v2").glob("*.nwct"))
-    assert len(paths) == 10
+@pytest.mark.parametrize(("version", "count"), [("v1", 10), ("v1.1", 8)])
+def test_what_is_written_decodes_to_what_lies_beside_it(tool, tmp_path, version, count):
+    tool["write"](tmp_path / version, tool["STREAMS"][version]())
+    paths = sorted((tmp_path / version).glob("*.nwct"))
+    assert len(paths) == count
+    frozen = TOOL.parents[1] / "tests" / "golden" / version
+    assert [p.read_bytes() for p in paths] == [(frozen / p.name).read_bytes() for p in paths]
     for path in paths:
         bank = path.with_suffix(".bank")
         shared = TableBank.from_bytes(bank.read_bytes()) if bank.exists() else None

@@ -3,7 +3,7 @@ import pytest
 
 from nwc.coding import tiling
 from nwc.coding.tables import FrequencyTable
-from nwc.coding.tiling import DecodingTables
+from nwc.coding.tiling import Classes, DecodingTables
 from nwc.errors import ConfigError
 from nwc.kernels import backend, rans_numba
 
@@ -11,7 +11,7 @@ TABLES = DecodingTables(
     [FrequencyTable(0, np.array([1024, 3072]))], np.zeros((1, 16), dtype=np.int64)
 )
 SYMBOLS = np.random.default_rng(0).integers(0, 2, (6, 9, 16)).astype(np.int16)
-CLASSES = np.zeros(6, dtype=np.uint8)
+CLASSES = Classes.by_column(np.zeros(6, dtype=np.uint8), 9)
 
 
 def test_numba_is_the_default(monkeypatch):
@@ -45,7 +45,7 @@ def test_the_variable_chooses_both_directions(monkeypatch, name):
     chosen = [spy(backend._ENCODERS), spy(backend._DECODERS)]
     monkeypatch.setenv("NWC_BACKEND", name)
     words, states = backend.encode_tile(SYMBOLS, CLASSES, TABLES)
-    assert np.array_equal(backend.decode_tile(words, states, CLASSES, 9, TABLES), SYMBOLS)
+    assert np.array_equal(backend.decode_tile(words, states, CLASSES, TABLES), SYMBOLS)
     assert called == chosen
 
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from nwc.coding import rans, tiling
 from nwc.coding.tables import FrequencyTable
-from nwc.coding.tiling import DecodingTables
+from nwc.coding.tiling import Classes, DecodingTables
+from nwc.coding.trellis import TRELLISES
 from nwc.errors import BitstreamError
 from nwc.kernels import rans_numba
 
@@ -27,13 +28,72 @@ def random_tile(rng, columns, chunks, count, class_count):
     """Symbols drawn evenly from what their tables can code, so that rare ones are frequent."""
     tables = [random_table(rng) for _ in range(count)]
     choice = rng.integers(0, count, (class_count, 16))
-    classes = rng.integers(0, class_count, columns).astype(np.uint8)
+    of_columns = rng.integers(0, class_count, columns).astype(np.uint8)
+    classes = Classes.by_column(of_columns, chunks)
     symbols = np.empty((columns, chunks, 16), dtype=np.int16)
     for column, lane in np.ndindex(columns, 16):
-        table = tables[choice[classes[column], lane]]
+        table = tables[choice[of_columns[column], lane]]
         codable = table.first + np.flatnonzero(table.frequencies)
         symbols[column, :, lane] = rng.choice(codable, chunks)
     return symbols, classes, DecodingTables(tables, choice)
+
+
+def random_paths(rng, columns, chunks, trellis):
+    """As `random_tile`, for integers under classes of rows too and, if one is given, a trellis."""
+    parities = 1 if trellis is None else 2
+    first = [int(f) for f in rng.integers(-(2**13), 2**13, 5)]
+    tables = []
+    for f in first:
+        table = random_table(rng)
+        tables.append(FrequencyTable(f, table.frequencies))
+    choice = rng.integers(0, len(tables), (5, 16, parities))
+    classes = Classes(
+        rng.integers(0, 3, columns).astype(np.uint8),
+        rng.integers(0, 3, (chunks, 16)).astype(np.uint8),
+    )
+    integers = np.empty((columns, chunks, 16), dtype=np.int16)
+    path = [0] * 16
+    for column, chunk, lane in np.ndindex(columns, chunks, 16):
+        parity = path[lane] & 1
+        group = classes.columns[column] + classes.rows[chunk, lane]
+        table = tables[choice[group, lane, parity]]
+        symbol = int(rng.choice(table.first + np.flatnonzero(table.frequencies)))
+        integers[column, chunk, lane] = symbol if trellis is None else 2 * symbol + parity
+        if trellis is not None:
+            path[lane] = trellis.step(path[lane], symbol)
+    if trellis is None:
+        choice = choice[..., 0]
+    return integers, classes, DecodingTables(tables, choice, trellis)
+
+
+@pytest.mark.parametrize("states", [0, 4, 8, 32])
+@pytest.mark.parametrize(("columns", "chunks"), [(1, 1), (0, 4), (7, 9), (2, 130)])
+def test_equals_the_oracle_with_rows_and_paths(states, columns, chunks):
+    rng = np.random.default_rng([states, columns, chunks])
+    for _ in range(5):
+        assert_equal_to_oracle(*random_paths(rng, columns, chunks, TRELLISES.get(states)))
+
+
+@pytest.mark.parametrize("encode", [tiling.encode_tile, rans_numba.encode_tile])
+@pytest.mark.parametrize("states", [4, 8, 32])
+def test_a_path_that_leaves_the_trellis_is_refused(encode, states):
+    rng = np.random.default_rng(0)
+    integers, classes, tables = random_paths(rng, 4, 5, TRELLISES[states])
+    for lane in (0, 7, 15):
+        stray = integers.copy()
+        stray[2, 3, lane] ^= 1
+        with pytest.raises(BitstreamError, match=f"lane {lane} leaves the trellis"):
+            encode(stray, classes, tables)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 40), st.sampled_from([0, 4, 8, 32]))
+def test_noise_decodes_as_in_the_oracle_with_rows_and_paths(seed, count, states):
+    rng = np.random.default_rng(seed)
+    _, classes, tables = random_paths(rng, 2, 3, TRELLISES.get(states))
+    words = rng.integers(0, 2**16, count).astype(np.uint16)
+    start = (rng.integers(0, 2**32, 16) >> rng.integers(0, 32, 16)).astype(np.uint32)
+    assert_same_outcome(words, start, classes, tables)
 
 
 def assert_equal_to_oracle(symbols, classes, tables):
@@ -43,7 +103,7 @@ def assert_equal_to_oracle(symbols, classes, tables):
     assert np.array_equal(own_words, words)
     assert np.array_equal(own_states, states)
     for decode in (tiling.decode_tile, rans_numba.decode_tile):
-        found = decode(words, states, classes, symbols.shape[1], tables)
+        found = decode(words, states, classes, tables)
         assert found.dtype == np.int16
         assert np.array_equal(found, symbols)
     return words, states
@@ -75,7 +135,9 @@ def test_constant_tables_take_no_words(first):
         [FrequencyTable(first, np.array([4096]))], np.zeros((1, 16), dtype=np.int64)
     )
     symbols = np.full((7, 9, 16), first, dtype=np.int16)
-    words, states = assert_equal_to_oracle(symbols, np.zeros(7, dtype=np.uint8), tables)
+    words, states = assert_equal_to_oracle(
+        symbols, Classes.by_column(np.zeros(7, dtype=np.uint8), 9), tables
+    )
     assert len(words) == 0
     assert (states == rans.LOWER).all()
 
@@ -85,7 +147,9 @@ def test_constant_lanes_between_others():
     tables = DecodingTables([constant, even], np.arange(16)[None, :] % 2)
     symbols = np.random.default_rng(0).integers(-8, 8, (1000, 1, 16)).astype(np.int16)
     symbols[:, :, ::2] = 3
-    words, _ = assert_equal_to_oracle(symbols, np.zeros(1000, dtype=np.uint8), tables)
+    words, _ = assert_equal_to_oracle(
+        symbols, Classes.by_column(np.zeros(1000, dtype=np.uint8), 1), tables
+    )
     assert len(words) == 8 * 1000 * 4 // 16
 
 
@@ -106,7 +170,7 @@ def test_every_place_of_the_output_is_written(columns, chunks, monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(np, "empty", poisoned)
             words, states = rans_numba.encode_tile(symbols, classes, tables)
-            found = rans_numba.decode_tile(words, states, classes, chunks, tables)
+            found = rans_numba.decode_tile(words, states, classes, tables)
         assert np.array_equal(words, expected_words)
         assert np.array_equal(states, expected_states)
         assert np.array_equal(found, symbols)
@@ -118,10 +182,10 @@ def test_arguments_are_left_alone():
     before = symbols.copy()
     words, states = rans_numba.encode_tile(symbols, classes, tables)
     kept = words.copy(), states.copy()
-    for array in (symbols, classes, words, states):
+    for array in (symbols, *classes, words, states):
         array.setflags(write=False)
     rans_numba.encode_tile(symbols, classes, tables)
-    rans_numba.decode_tile(words, states, classes, 6, tables)
+    rans_numba.decode_tile(words, states, classes, tables)
     assert np.array_equal(symbols, before)
     assert np.array_equal(words, kept[0])
     assert np.array_equal(states, kept[1])
@@ -133,7 +197,7 @@ def coded():
     symbols, classes, tables = random_tile(rng, 9, 7, 6, 3)
     words, states = tiling.encode_tile(symbols, classes, tables)
     assert len(words) > 100
-    return words, states, classes, 7, tables
+    return words, states, classes, tables
 
 
 def outcome(decode, *arguments):
@@ -184,7 +248,7 @@ def test_noise_decodes_as_in_the_oracle(seed, count, columns, chunks):
     words = rng.integers(0, 2**16, count).astype(np.uint16)
     # Any state at all, also those below the lower bound that no encoder leaves.
     states = (rng.integers(0, 2**32, 16) >> rng.integers(0, 32, 16)).astype(np.uint32)
-    assert_same_outcome(words, states, classes, chunks, tables)
+    assert_same_outcome(words, states, classes, tables)
 
 
 def test_noise_leaves_the_lanes_as_in_the_oracle():
@@ -196,10 +260,17 @@ def test_noise_leaves_the_lanes_as_in_the_oracle():
     symbols = np.full((9, 7, 16), 0x5A5A, dtype=np.int16)
     final = states.copy()
     read = rans_numba._decode(
-        words, final, classes, 7, tables.choice, tables.packed.reshape(-1), tables.first, symbols
+        words,
+        final,
+        classes.columns,
+        7,
+        tables.choice,
+        tables.packed.reshape(-1),
+        tables.first,
+        symbols,
     )
     with pytest.raises(BitstreamError, match=f"ends after word {read}, its index says 2000"):
-        tiling.decode_tile(words, states, classes, 7, tables)
+        tiling.decode_tile(words, states, classes, tables)
     lane = int((final != rans.LOWER).argmax())
     with pytest.raises(BitstreamError, match=f"lane {lane} ends at state {final[lane]}, "):
-        tiling.decode_tile(words[:read], states, classes, 7, tables)
+        tiling.decode_tile(words[:read], states, classes, tables)

@@ -133,7 +133,7 @@ def test_payload_is_the_ideal_code_length(name):
 def test_estimate_is_near_the_payload(name):
     W, how = matrix(256, 256), method(name)
     payload = 16 * compress(how, [W], None, 2.0)[0].stream.head.words / W.numel()
-    assert how.estimate(W, 2.0, False) == pytest.approx(payload, abs=0.06)
+    assert how.estimate(LayerWeight(name="", W=W), None, 2.0) == pytest.approx(payload, abs=0.06)
 
 
 def test_an_unusable_hessian_names_the_layer():

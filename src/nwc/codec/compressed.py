@@ -17,13 +17,13 @@ from nwc.codec.model import WeightCodec
 from nwc.coding.bitstream import Bitstream
 from nwc.coding.container import Section
 from nwc.coding.tables import TableBank
-from nwc.coding.tiling import TileDecoder
+from nwc.coding.tiling import Classes, TileDecoder
 from nwc.errors import BitstreamError
 from nwc.kernels.backend import decode_tile
 from nwc.numerics.chunking import CHUNK
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int16, Int64
+    from jaxtyping import Float, Int16
 
 _BATCH_CHUNKS = 2048
 """Chunks that a network transforms at once. Part of what makes decoding reproducible: a matrix
@@ -81,6 +81,13 @@ class CompressedTensor:
         levels = self.stream.head.classes
         if levels > codec.config.levels:
             raise BitstreamError(f"stream has {levels} levels, its codec {codec.config.levels}")
+        by_row = (
+            self.stream.classes.rows.any() or Section.ROW_SCALES in self.stream.container.sections
+        )
+        if not codec.config.elementwise and (by_row or self.stream.head.trellis):
+            raise BitstreamError(
+                f"stream has row classes or a trellis, which no {codec.config.kind} codec reads"
+            )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -99,19 +106,25 @@ class CompressedTensor:
         """Scale of every column."""
         return scale_codes.unpack(self.stream.container)
 
+    @cached_property
+    def row_scales(self) -> Float[Tensor, " m"] | None:
+        """Scale of every row beside that of its column, if there are any."""
+        return scale_codes.unpack_rows(self.stream.container)
+
     def tile(self, i: int, decoder: TileDecoder = decode_tile) -> Float[Tensor, "columns rows"]:
         """Weights of tile i in FP32, a column a row, without padding; nothing else is decoded.
 
         Raises:
             BitstreamError: the tile is damaged or does not exist.
         """
-        symbols = self.stream.tile(i, decoder)
+        integers = torch.from_numpy(self.stream.tile(i, decoder))
         tile = self.stream.tiles[i]
-        which = slice(tile.column, tile.column + tile.columns)
-        levels = torch.from_numpy(self.stream.classes[which].astype(np.int64))
-        chunks = self._synthesis(torch.from_numpy(symbols), levels)
-        weights = (chunks * self.scales[which, None, None]).flatten(1)
-        return weights[:, : min(tile.chunks * CHUNK, self.stream.head.rows - tile.chunk * CHUNK)]
+        columns = self.scales[tile.column : tile.column + tile.columns, None]
+        start = tile.chunk * CHUNK
+        stop = min(start + tile.chunks * CHUNK, self.stream.head.rows)
+        chunks = self._synthesis(integers, self.stream.classes_of(tile))
+        weights = chunks.flatten(1)[:, : stop - start] * columns
+        return weights if self.row_scales is None else weights * self.row_scales[start:stop]
 
     def weight(
         self,
@@ -141,33 +154,38 @@ class CompressedTensor:
         return columns if head.transposed else columns.T.contiguous()
 
     def _synthesis(
-        self, symbols: Int16[Tensor, "columns chunks 16"], levels: Int64[Tensor, " columns"]
+        self, integers: Int16[Tensor, "columns chunks 16"], classes: Classes
     ) -> Float[Tensor, "columns chunks 16"]:
         if self.codec.config.elementwise:
             first, values = self._lookup
-            rows = (levels * values.shape[1] - first).int()
-            return values.view(-1)[symbols.int() + rows[:, None, None]]
-        flat = symbols.reshape(-1, CHUNK).float()
-        each = levels[:, None].expand(symbols.shape[:2]).reshape(-1)
+            # A class for all rows is one addition a column instead of one a weight.
+            level = classes.full() if classes.rows.any() else classes.columns[:, None, None]
+            offset = torch.from_numpy(level.astype(np.int32) * values.shape[1] - first)
+            return values.view(-1)[integers.int() + offset]
+        flat = integers.reshape(-1, CHUNK).float()
+        levels = torch.from_numpy(classes.columns.astype(np.int64))
+        each = levels[:, None].expand(integers.shape[:2]).reshape(-1)
         out = torch.empty_like(flat)
         with torch.no_grad():
             for start in range(0, len(flat), _BATCH_CHUNKS):
                 part = slice(start, start + _BATCH_CHUNKS)
                 out[part] = self.codec.synthesis(flat[part], each[part], self.log2_gain)
-        return out.view(symbols.shape)
+        return out.view(integers.shape)
 
     @cached_property
     def _lookup(self) -> tuple[int, Float[Tensor, "levels symbols"]]:
-        """The synthesis of every symbol that occurs, for codecs that treat weights one by one.
+        """The synthesis of every integer that occurs, for codecs that treat weights one by one.
 
         Returns:
-            The smallest symbol, and the values from it on for every level.
+            The smallest integer, and the values from it on for every level.
         """
         tables, patched = self.stream.tables.tables, self.stream.patches[1]
-        first = min(min(t.first for t in tables), int(patched.min(initial=0)))
-        last = max(max(t.last for t in tables), int(patched.max(initial=0)))
+        # A trellis has twice as many integers as symbols, half a step apart.
+        spacing = 1 if self.stream.tables.trellis is None else 2
+        first = min(spacing * min(t.first for t in tables), int(patched.min(initial=0)))
+        last = max(spacing * (max(t.last for t in tables) + 1), int(patched.max(initial=0)))
         count = -(-(last - first + 1) // CHUNK) * CHUNK
-        symbols = torch.arange(first, first + count).float().view(-1, CHUNK)
+        symbols = torch.arange(first, first + count).float().view(-1, CHUNK) / spacing
         levels = torch.arange(self.stream.head.classes)
         with torch.no_grad():
             values = self.codec.synthesis(

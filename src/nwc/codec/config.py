@@ -117,7 +117,7 @@ DEFAULT = CodecConfig(
 )
 """Preset `default`: 80 parameters a transform, a lookup to decode, every rate from 2 to 7 bits.
 
-Its levels are half an octave of gain apart (`calibration.importance.waterfilled_levels`).
+Its levels are half an octave of gain apart (`methods.operating_point.waterfilled`).
 """
 
 IDENTITY = CodecConfig(kind="identity", importance=(1.0,))

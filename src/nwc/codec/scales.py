@@ -97,6 +97,16 @@ def pack_single(scale: float, n: int) -> tuple[bytes, Float[Tensor, " n"]]:
     return data, torch.full((n,), struct.unpack("<f", data)[0])
 
 
+def unpack_rows(container: Container) -> Float[Tensor, " m"] | None:
+    """The row scales that a stream carries, as `pack_log` makes them; None if it has none.
+
+    Raises:
+        BitstreamError: they are damaged.
+    """
+    data = container.sections.get(Section.ROW_SCALES)
+    return None if data is None else _unpack_log(data, container.head.rows)
+
+
 def unpack(container: Container) -> Float[Tensor, " n"]:
     """The column scales that a stream carries, in whichever form.
 

@@ -1,8 +1,9 @@
-"""NWC-RANS v1: one matrix of integer symbols, and whatever travels with it, as bytes.
+"""NWC-RANS v1: one matrix of integers, and whatever travels with it, as bytes.
 
-Symbols form an array [columns, chunks, 16]. They are cut into tiles, strips of `tile_columns`
-columns and `tile_chunks` chunks; each tile codes its columns one after the other, each column's
-chunks downwards, 16 lanes to a chunk. Tiles decode independently.
+Integers form an array [columns, chunks, 16]. Scalar streams code them as they are, trellis
+streams by their place among those of their parity (`coding.trellis`). They are cut into tiles,
+strips of `tile_columns` columns and `tile_chunks` chunks; each tile codes its columns one after
+the other, each column's chunks downwards, 16 lanes to a chunk. Tiles decode independently.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import crc32c
 import numpy as np
 
 from nwc.coding import rice
+from nwc.coding.census import Tables
 from nwc.coding.container import MAX_SYMBOLS, Head, Section, pack, unpack
 from nwc.coding.rans import LANES
-from nwc.coding.tables import FrequencyTable, TableBank, from_bytes, to_bytes
+from nwc.coding.tables import TableBank, from_bytes, to_bytes
 from nwc.coding.tiling import (
     PROFILES,
+    Classes,
     DecodingTables,
     EncodingTables,
     Profile,
@@ -29,9 +32,11 @@ from nwc.coding.tiling import (
     TileEncoder,
     decode_tile,
     encode_tile,
+    split_parity,
     tile_origins,
     tile_shape,
 )
+from nwc.coding.trellis import TRELLISES, Trellis
 from nwc.errors import BitstreamError
 
 if TYPE_CHECKING:
@@ -44,11 +49,12 @@ _TILE = struct.Struct("<II16I")
 
 
 def encode(
-    symbols: NDArray[np.int16],
-    classes: NDArray[np.uint8],
-    tables: list[list[FrequencyTable]],
+    integers: NDArray[np.int16],
+    classes: Classes,
+    tables: Tables,
     *,
     rows: int,
+    trellis: Trellis | None = None,
     profile: Profile = PROFILES["balanced"],
     bank: TableBank | None = None,
     bank_tables: frozenset[bytes] = frozenset(),
@@ -56,13 +62,15 @@ def encode(
     transposed: bool = False,
     tile_encoder: TileEncoder = encode_tile,
 ) -> bytes:
-    """Code a matrix of symbols.
+    """Code a matrix of integers.
 
     Args:
-        symbols: [columns, chunks, 16].
-        classes: class of each column, below len(tables).
-        tables: for each class one table, or one for each of the 16 lanes (`choose_tables`).
+        integers: [columns, chunks, 16].
+        classes: of columns and rows; sums below len(tables).
+        tables: for each class one table, or one for each of the 16 lanes; with a trellis one for
+            each parity of those (`census.choose_tables`).
         rows: m, the rows that are not padding; 16 (chunks - 1) < m <= 16 chunks.
+        trellis: that the integers follow, from state 0 at the start of every lane of a tile.
         profile: tile size.
         bank: where tables named in `bank_tables` are kept instead of in these bytes.
         bank_tables: keys of the tables that belong in the bank.
@@ -70,23 +78,22 @@ def encode(
         transposed: the checkpoint holds the transpose of this matrix.
         tile_encoder: kernel.
     """
-    columns, chunks, _ = symbols.shape
+    columns, chunks, _ = integers.shape
     if columns * chunks * LANES > MAX_SYMBOLS:
         raise BitstreamError(
             f"{columns} columns of {chunks} chunks exceed the {MAX_SYMBOLS} symbols of one stream"
         )
     distinct = TableBank()
     places = [[distinct.place(table) for table in row] for row in tables]
-    choice = [row if len(row) == LANES else row * LANES for row in places]
-    encoding = EncodingTables(distinct.tables, np.array(choice, dtype=np.int64))
-    symbols, patches = _clip(symbols, classes, encoding)
+    encoding = EncodingTables(distinct.tables, _choice(places, trellis), trellis)
+    integers, patches = _clip(integers, classes, encoding)
 
     tile_chunks, tile_columns = tile_shape(chunks, columns, profile)
     index, payload, total = [], [], 0
     for column, chunk in tile_origins(chunks, columns, tile_chunks, tile_columns):
         part = np.s_[column : column + tile_columns, chunk : chunk + tile_chunks]
         words, states = tile_encoder(
-            np.ascontiguousarray(symbols[part]), classes[part[0]], encoding
+            np.ascontiguousarray(integers[part]), classes.part(*part), encoding
         )
         data = words.astype("<u2").tobytes()
         index.append(_TILE.pack(len(words), crc32c.crc32c(data), *states.tolist()))
@@ -96,42 +103,67 @@ def encode(
     own, table_map = _table_sections(tables, bank, bank_tables)
     sections: dict[Section, bytes] = {Section.TABLES: own, Section.TABLE_MAP: table_map}
     if len(tables) > 1:
-        sections[Section.CLASSES] = rice.encode(classes.astype(np.int64))
+        sections[Section.CLASSES] = rice.encode(classes.columns.astype(np.int64))
+    if classes.rows.any():
+        sections[Section.ROW_CLASSES] = rice.encode(classes.rows.reshape(-1).astype(np.int64))
     sections[Section.INDEX] = b"".join(index)
     if patches:
         sections[Section.PATCHES] = patches
     sections.update(extra or {})
-    head = Head(rows, columns, tile_chunks, tile_columns, len(tables), transposed, total)
+    machine = 0 if trellis is None else trellis.states
+    head = Head(rows, columns, tile_chunks, tile_columns, len(tables), transposed, total, machine)
     return pack(head, sections, payload)
 
 
+def _choice(places: list[list[int]], trellis: Trellis | None) -> NDArray[np.int64]:
+    """Tables by class and lane, and by parity if there is a trellis."""
+    parities = 1 if trellis is None else 2
+    each = np.array(places, dtype=np.int64).reshape(len(places), -1, parities)
+    wide = np.ascontiguousarray(np.broadcast_to(each, (len(places), LANES, parities)))
+    return wide[..., 0] if trellis is None else wide
+
+
 def _clip(
-    symbols: NDArray[np.int16], classes: NDArray[np.uint8], tables: EncodingTables
+    integers: NDArray[np.int16], classes: Classes, tables: EncodingTables
 ) -> tuple[NDArray[np.int16], bytes]:
-    """Replace symbols that their table lacks by its mode, and list them as patches."""
+    """Replace symbols that their table lacks by a frequent one, and list them as patches.
+
+    In a trellis the stand-in leads to the same state: it is odd if the symbol is.
+    """
+    trellis = tables.trellis
     codable = np.zeros((len(tables.tables), 2**16), dtype=bool)
-    for row, table in zip(codable, tables.tables, strict=True):
+    stand_ins = np.zeros((len(tables.tables), 2), dtype=np.int16)
+    for i, table in enumerate(tables.tables):
         start = table.first + 2**15
-        row[start : start + len(table)] = table.frequencies > 0
-    modes = np.array([table.mode for table in tables.tables], dtype=np.int16)
-    symbols = symbols.copy()
+        codable[i, start : start + len(table)] = table.frequencies > 0
+        stand_ins[i] = [table.mode] * 2 if trellis is None else table.modes
+    integers = integers.copy()
     where, values = [], []
-    for column in range(len(symbols)):  # a column at a time keeps the temporaries small
-        choice = tables.choice[classes[column]]
-        lost = ~codable[choice[None, :], symbols[column].astype(np.int64) + 2**15]
-        if lost.any():
-            flat = np.flatnonzero(lost)
-            where.append(flat + column * lost.size)
-            values.append(symbols[column].reshape(-1)[flat])
-            symbols[column][lost] = modes[np.broadcast_to(choice, lost.shape)[lost]]
+    for column in range(len(integers)):  # a column at a time keeps the temporaries small
+        symbols, parities = split_parity(integers[column], trellis)
+        choice = tables.choice[classes.columns[column] + classes.rows, np.arange(LANES)]
+        if trellis is not None:
+            choice = np.take_along_axis(choice, parities[..., None].astype(np.int64), 2)[..., 0]
+        lost = ~codable[choice, symbols.astype(np.int64) + 2**15]
+        if not lost.any():
+            continue
+        flat = np.flatnonzero(lost)
+        where.append(flat + column * lost.size)
+        values.append(integers[column].reshape(-1)[flat])
+        stand_in = stand_ins[choice[lost], symbols[lost] & 1]
+        if trellis is not None:
+            if not codable[choice[lost], stand_in.astype(np.int64) + 2**15].all():
+                raise BitstreamError("a table has no stand-in for a symbol that it lacks")
+            stand_in = 2 * stand_in + parities[lost]
+        integers[column][lost] = stand_in
     if not where:
-        return symbols, b""
+        return integers, b""
     places = np.concatenate(where).astype("<u4").tobytes()
-    return symbols, places + np.concatenate(values).astype("<i4").tobytes()
+    return integers, places + np.concatenate(values).astype("<i4").tobytes()
 
 
 def _table_sections(
-    tables: list[list[FrequencyTable]], bank: TableBank | None, bank_tables: frozenset[bytes]
+    tables: Tables, bank: TableBank | None, bank_tables: frozenset[bytes]
 ) -> tuple[bytes, bytes]:
     own = TableBank()
     places = []
@@ -160,7 +192,8 @@ def rebank(data: bytes, old: TableBank, new: TableBank) -> bytes:
     Example:
         >>> table = FrequencyTable(0, np.array([4096]))
         >>> old, new = TableBank(), TableBank()
-        >>> data = encode(np.zeros((1, 1, 16), np.int16), np.zeros(1, np.uint8), [[table]],
+        >>> classes = Classes.by_column(np.zeros(1, np.uint8), 1)
+        >>> data = encode(np.zeros((1, 1, 16), np.int16), classes, [[table]],
         ...               rows=16, bank=old, bank_tables=frozenset({table.key}))
         >>> len(rebank(data, old, new)) == len(data), len(new.tables)
         (True, 1)
@@ -223,16 +256,28 @@ class Bitstream:
             for (column, chunk), entry, end in zip(origins, entries, ends, strict=True)
         ]
 
-    def _read_classes(self) -> NDArray[np.uint8]:
-        columns, count = self.head.columns, self.head.classes
-        if count == 1:
-            return np.zeros(columns, dtype=np.uint8)
-        data = self.container.section(Section.CLASSES)
-        classes, used = rice.decode(data, columns)
-        if used != len(data) or int(classes.max()) >= count:
+    def _read_classes(self) -> Classes:
+        head = self.head
+        columns = self._rice(Section.CLASSES, head.columns) if head.classes > 1 else None
+        if columns is None:
+            columns = np.zeros(head.columns, dtype=np.uint8)
+        rows = np.zeros(head.chunks * LANES, dtype=np.uint8)
+        if Section.ROW_CLASSES in self.container.sections:
+            rows = self._rice(Section.ROW_CLASSES, head.chunks * LANES)
+        if int(columns.max()) + int(rows.max()) >= head.classes:
             raise BitstreamError(
-                f"classes take {used} of {len(data)} bytes and reach {int(classes.max())}, "
-                f"wanted all bytes and values below {count}"
+                f"classes of columns reach {columns.max()} and of rows {rows.max()}, wanted a sum "
+                f"below {head.classes}"
+            )
+        return Classes(columns, rows.reshape(head.chunks, LANES))
+
+    def _rice(self, kind: Section, count: int) -> NDArray[np.uint8]:
+        data = self.container.section(kind)
+        classes, used = rice.decode(data, count)
+        if used != len(data) or int(classes.max()) >= self.head.classes:
+            raise BitstreamError(
+                f"section {kind.name} takes {used} of {len(data)} bytes and reaches "
+                f"{int(classes.max())}, wanted all bytes and values below {self.head.classes}"
             )
         return classes.astype(np.uint8)
 
@@ -240,15 +285,16 @@ class Bitstream:
         data = self.container.section(Section.TABLES)
         if len(data) < 2:
             raise BitstreamError(f"section TABLES has {len(data)} bytes, wanted at least 2")
-        count, known = self.head.classes, int.from_bytes(data[:2], "little")
+        trellis = TRELLISES.get(self.head.trellis)
+        count = self.head.classes * (1 if trellis is None else 2)
+        known = int.from_bytes(data[:2], "little")
         if known > count * LANES:
             raise BitstreamError(f"stream has {known} tables, its {count} classes use fewer")
         own = from_bytes(data[2:], known)
         raw = self.container.section(Section.TABLE_MAP)
         if len(raw) not in (2 * count, 2 * count * LANES):
             raise BitstreamError(
-                f"table map has {len(raw)} bytes for {count} classes, wanted {2 * count} or "
-                f"{2 * count * LANES}"
+                f"table map has {len(raw)} bytes, wanted {2 * count} or {2 * count * LANES}"
             )
         places = np.frombuffer(raw, dtype="<u2").tolist()
         tables = {}
@@ -259,9 +305,8 @@ class Bitstream:
                 raise BitstreamError(f"{where} table {at} is missing, there are {len(there)}")
             tables[place] = there[at]
         order = {place: i for i, place in enumerate(tables)}
-        choice = np.array([order[place] for place in places], dtype=np.int64).reshape(count, -1)
-        wide = np.ascontiguousarray(np.broadcast_to(choice, (count, LANES)))
-        return DecodingTables(list(tables.values()), wide)
+        rows = np.array([order[place] for place in places]).reshape(self.head.classes, -1)
+        return DecodingTables(list(tables.values()), _choice(rows.tolist(), trellis), trellis)
 
     def _read_patches(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         data = self.container.sections.get(Section.PATCHES, memoryview(b""))
@@ -277,12 +322,17 @@ class Bitstream:
             raise BitstreamError("a patch holds a value that is not a 16-bit symbol")
         return places, values
 
+    def classes_of(self, tile: Tile) -> Classes:
+        """Classes of a tile's columns and rows."""
+        columns = slice(tile.column, tile.column + tile.columns)
+        return self.classes.part(columns, slice(tile.chunk, tile.chunk + tile.chunks))
+
     def words(self, tile: Tile) -> NDArray[np.uint16]:
         """The words of a tile, unverified."""
         return self.container.payload[tile.word : tile.word + tile.words]
 
     def tile(self, i: int, decoder: TileDecoder = decode_tile) -> NDArray[np.int16]:
-        """Symbols [columns, chunks, 16] of tile i, its checksum verified first.
+        """Integers [columns, chunks, 16] of tile i, its checksum verified first.
 
         Raises:
             BitstreamError: the tile is damaged or does not exist.
@@ -293,15 +343,14 @@ class Bitstream:
         words = self.words(tile)
         if crc32c.crc32c(words) != tile.checksum:
             raise BitstreamError(f"tile {i}: checksum of its {tile.words} words does not match")
-        classes = self.classes[tile.column : tile.column + tile.columns]
         try:
-            symbols = decoder(words, tile.states, classes, tile.chunks, self.tables)
+            integers = decoder(words, tile.states, self.classes_of(tile), self.tables)
         except BitstreamError as error:
             raise BitstreamError(f"tile {i}: {error}") from error
-        self._patch(symbols, tile)
-        return symbols
+        self._patch(integers, tile)
+        return integers
 
-    def _patch(self, symbols: NDArray[np.int16], tile: Tile) -> None:
+    def _patch(self, integers: NDArray[np.int16], tile: Tile) -> None:
         places, values = self.patches
         height = self.head.chunks * LANES
         low = np.searchsorted(places, tile.column * height)
@@ -310,12 +359,12 @@ class Bitstream:
         chunk, lane = np.divmod(row, LANES)
         inside = (chunk >= tile.chunk) & (chunk < tile.chunk + tile.chunks)
         at = (column[inside] - tile.column, chunk[inside] - tile.chunk, lane[inside])
-        symbols[at] = values[low:high][inside]
+        integers[at] = values[low:high][inside]
 
     def symbols(
         self, decoder: TileDecoder = decode_tile, executor: Executor | None = None
     ) -> NDArray[np.int16]:
-        """All symbols [columns, chunks, 16]; tiles decode in the executor's threads if given.
+        """All integers [columns, chunks, 16]; tiles decode in the executor's threads if given.
 
         Raises:
             BitstreamError: the stream is damaged anywhere.

@@ -17,15 +17,16 @@ import numpy as np
 import xxhash
 
 from nwc.coding.rans import LANES
+from nwc.coding.trellis import TRELLISES
 from nwc.errors import BitstreamError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAGIC = b"NWCT"
-MAJOR, MINOR = 1, 0
-SCALAR_PROFILE = 0
-"""The one profile of version 1.0; 1 is set aside for the trellis, 2 for progressive streams."""
+MAJOR = 1
+SCALAR_PROFILE, TRELLIS_PROFILE = 0, 1
+"""Profiles; 2 is set aside for progressive streams."""
 
 MAX_SYMBOLS = 2**32 - 1
 MAX_TILE_SYMBOLS = 2**18
@@ -34,7 +35,7 @@ MAX_SECTIONS = 64
 CRITICAL_BIT = 0x8000
 TRANSPOSED_FLAG = 1
 
-_HEAD = struct.Struct("<4sBBBBIIIIBBHII")
+_HEAD = struct.Struct("<4sBBBBIIIIBBHIB3s")
 _SECTION = struct.Struct("<HHI")
 
 
@@ -46,14 +47,17 @@ class Section(IntEnum):
     CLASSES = 0x8003
     INDEX = 0x8004
     PATCHES = 0x8005
+    ROW_CLASSES = 0x8006
     SCALES_F16 = 0x8010
     SCALES_LOG = 0x8011
     SCALE = 0x8012
     GAIN = 0x8013
+    ROW_SCALES = 0x8014
     ERRORS = 0x0020
 
 
 _KINDS = frozenset(int(kind) for kind in Section)
+_SINCE_MINOR_1 = frozenset({Section.ROW_CLASSES, Section.ROW_SCALES})
 
 
 class Head(NamedTuple):
@@ -67,6 +71,7 @@ class Head(NamedTuple):
         classes: number of classes.
         transposed: the checkpoint holds the transpose of this matrix.
         words: 16-bit words of the payload.
+        trellis: states of the trellis; 0 for scalar streams.
     """
 
     rows: int
@@ -76,6 +81,7 @@ class Head(NamedTuple):
     classes: int
     transposed: bool
     words: int
+    trellis: int = 0
 
     @property
     def chunks(self) -> int:
@@ -116,10 +122,14 @@ class Container(NamedTuple):
 
 def pack(head: Head, sections: Mapping[Section, bytes], payload: list[bytes]) -> bytes:
     """Assemble a stream."""
+    profile = TRELLIS_PROFILE if head.trellis else SCALAR_PROFILE
+    # What version 1.0 can express keeps its bytes.
+    minor = 1 if head.trellis or _SINCE_MINOR_1 & sections.keys() else 0
     front = _HEAD.pack(
-        MAGIC, MAJOR, MINOR, SCALAR_PROFILE, LANES,
+        MAGIC, MAJOR, minor, profile, LANES,
         head.rows, head.columns, head.tile_chunks, head.tile_columns,
-        head.classes, TRANSPOSED_FLAG * head.transposed, len(sections), head.words, 0,
+        head.classes, TRANSPOSED_FLAG * head.transposed, len(sections), head.words,
+        head.trellis, bytes(3),
     )  # fmt: skip
     front += b"".join(_SECTION.pack(kind, 0, len(data)) for kind, data in sections.items())
     front += b"".join(sections.values())
@@ -140,7 +150,7 @@ def unpack(data: bytes | memoryview) -> Container:
     (
         magic, major, minor, profile, lanes,
         rows, columns, tile_chunks, tile_columns,
-        classes, flags, section_count, words, reserved,
+        classes, flags, section_count, words, states, reserved,
     ) = _HEAD.unpack_from(view)  # fmt: skip
     if magic != MAGIC:
         raise BitstreamError(f"stream begins with {magic!r}, wanted {MAGIC!r}")
@@ -148,19 +158,20 @@ def unpack(data: bytes | memoryview) -> Container:
         raise BitstreamError(
             f"stream has version {major}.{minor}, this nwc reads {MAJOR}.x: update nwc"
         )
-    if profile != SCALAR_PROFILE or lanes != LANES or flags & ~TRANSPOSED_FLAG or reserved:
+    known = {SCALAR_PROFILE: (0,), TRELLIS_PROFILE: tuple(TRELLISES)}.get(profile, ())
+    if states not in known or lanes != LANES or flags & ~TRANSPOSED_FLAG or any(reserved):
         raise BitstreamError(
-            f"stream has profile {profile}, {lanes} lanes, flags {flags:#x}; this nwc reads "
-            f"profile {SCALAR_PROFILE} with {LANES} lanes: update nwc"
+            f"stream has profile {profile}, {states} trellis states, {lanes} lanes, flags "
+            f"{flags:#x}; this nwc reads profile {SCALAR_PROFILE}, or {TRELLIS_PROFILE} with one "
+            f"of {tuple(TRELLISES)} states, and {LANES} lanes: update nwc"
         )
     front = len(view) - 8 - 2 * words - 4
     sections = _sections(view, section_count, front)
     (stored,) = struct.unpack_from("<I", view, front)
     if stored != crc32c.crc32c(view[:front]):
         raise BitstreamError("checksum of the head does not match: the stream is damaged")
-    head = Head(
-        rows, columns, tile_chunks, tile_columns, classes, bool(flags & TRANSPOSED_FLAG), words
-    )
+    transposed = bool(flags & TRANSPOSED_FLAG)
+    head = Head(rows, columns, tile_chunks, tile_columns, classes, transposed, words, states)
     _check_shape(head)
     payload = np.frombuffer(view[front + 4 : front + 4 + 2 * words], "<u2")
     return Container(view, head, sections, payload)

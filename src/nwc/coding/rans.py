@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nwc.coding.tables import PRECISION, TOTAL, FrequencyTable
+from nwc.coding.trellis import Trellis
 from nwc.errors import BitstreamError
 
 if TYPE_CHECKING:
@@ -73,27 +74,83 @@ def decode(
     Raises:
         BitstreamError: too few or too many words, or a lane that does not end at 2^16.
     """
-    packed = lookup(tables)
-    state = [int(x) for x in states]
-    symbols = np.zeros(choice.shape, dtype=np.int64)
-    position = 0
-    for step in range(len(choice)):
+    lanes = _Decoder(words, states, tables)
+    symbols = [lanes.step(row) for row in choice]
+    lanes.check_end()
+    return np.array(symbols, dtype=np.int64).reshape(choice.shape)
+
+
+def decode_trellis(
+    words: NDArray[np.uint16],
+    states: NDArray[np.uint32],
+    choice: NDArray[np.int64],
+    tables: list[FrequencyTable],
+    trellis: Trellis,
+) -> NDArray[np.int64]:
+    """Decode integers [steps, 16] whose tables depend on the trellis's state, which starts at 0.
+
+    Args:
+        words: as for `decode`.
+        states: as for `decode`.
+        tables: as for `decode`.
+        choice: [steps, 16, 2], the table of each lane for both parities.
+        trellis: the state machine.
+
+    Raises:
+        BitstreamError: as `decode`.
+    """
+    lanes = _Decoder(words, states, tables)
+    path = [0] * LANES
+    integers = np.zeros(choice.shape[:2], dtype=np.int64)
+    for step, pair in enumerate(choice):
+        parities = [state & 1 for state in path]
+        symbols = lanes.step(pair[range(LANES), parities])
+        for lane, (symbol, parity) in enumerate(zip(symbols, parities, strict=True)):
+            integers[step, lane] = 2 * symbol + parity
+            path[lane] = trellis.step(path[lane], symbol)
+    lanes.check_end()
+    return integers
+
+
+class _Decoder:
+    """Sixteen lanes that read one word stream."""
+
+    def __init__(
+        self,
+        words: NDArray[np.uint16],
+        states: NDArray[np.uint32],
+        tables: list[FrequencyTable],
+    ) -> None:
+        self.words = words
+        self.state = [int(x) for x in states]
+        self.first = [table.first for table in tables]
+        self.packed = lookup(tables)
+        self.steps = self.position = 0
+
+    def step(self, choice: NDArray[np.int64]) -> list[int]:
+        """The next symbol of every lane, from the tables that choice [16] names."""
+        symbols = []
         for lane in range(LANES):
-            x = state[lane]
-            entry = int(packed[choice[step, lane], x & (TOTAL - 1)])
+            x = self.state[lane]
+            entry = int(self.packed[choice[lane], x & (TOTAL - 1)])
             frequency = ((entry >> 12) & (TOTAL - 1)) + 1
             x = frequency * (x >> PRECISION) + (entry & (TOTAL - 1))
             if x < LOWER:
-                if position == len(words):
+                if self.position == len(self.words):
                     raise BitstreamError(
-                        f"lane {lane} wants a word at step {step}, the tile has {len(words)}"
+                        f"lane {lane} wants a word at step {self.steps}, the tile has "
+                        f"{len(self.words)}"
                     )
-                x = x << WORD | int(words[position])
-                position += 1
-            state[lane] = x
-            symbols[step, lane] = tables[choice[step, lane]].first + (entry >> 24)
-    check_end(np.array(state, dtype=np.uint32), position, len(words))
-    return symbols
+                x = x << WORD | int(self.words[self.position])
+                self.position += 1
+            self.state[lane] = x
+            symbols.append(self.first[choice[lane]] + (entry >> 24))
+        self.steps += 1
+        return symbols
+
+    def check_end(self) -> None:
+        """See the function of this name."""
+        check_end(np.array(self.state, dtype=np.uint32), self.position, len(self.words))
 
 
 def check_end(states: NDArray[np.uint32], position: int, words: int) -> None:

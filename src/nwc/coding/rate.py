@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nwc.coding import tables
 from nwc.coding.bitstream import Bitstream
 from nwc.coding.container import Section
-from nwc.coding.tiling import TileDecoder, decode_tile
+from nwc.coding.rans import LANES
+from nwc.coding.tables import MAX_SYMBOLS
+from nwc.coding.tiling import DecodingTables, TileDecoder, decode_tile, split_parity
 
 if TYPE_CHECKING:
-    from nwc.coding.tiling import DecodingTables
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +54,13 @@ _PURPOSE = {
     Section.TABLES: "tables",
     Section.TABLE_MAP: "tables",
     Section.CLASSES: "levels",
+    Section.ROW_CLASSES: "levels",
     Section.INDEX: "index",
     Section.PATCHES: "patches",
     Section.SCALES_F16: "scales",
     Section.SCALES_LOG: "scales",
     Section.SCALE: "scales",
+    Section.ROW_SCALES: "scales",
 }
 
 
@@ -81,50 +83,19 @@ def ideal_bits(stream: Bitstream, decoder: TileDecoder = decode_tile) -> float:
     total = 0.0
     lengths = _length_rows(stream.tables)
     for tile in stream.tiles:
-        words = stream.words(tile)
-        classes = stream.classes[tile.column : tile.column + tile.columns]
-        symbols = decoder(words, tile.states, classes, tile.chunks, stream.tables)
-        choice = stream.tables.choice[classes][:, None, :]
+        classes = stream.classes_of(tile)
+        integers = decoder(stream.words(tile), tile.states, classes, stream.tables)
+        symbols, parities = split_parity(integers, stream.tables.trellis)
+        choice = stream.tables.choice[classes.full(), np.arange(LANES)]
+        if stream.tables.trellis is not None:
+            choice = np.take_along_axis(choice, parities[..., None].astype(np.int64), 3)[..., 0]
         place = symbols.astype(np.int64) - stream.tables.first[choice]
         total += float(lengths[choice, place].sum())
     return total
 
 
-def _length_rows(tables: DecodingTables) -> np.ndarray:
-    rows = np.zeros((len(tables.tables), 256))
+def _length_rows(tables: DecodingTables) -> NDArray[np.float64]:
+    rows = np.zeros((len(tables.tables), MAX_SYMBOLS))
     for row, table in zip(rows, tables.tables, strict=True):
         row[: len(table)] = table.code_lengths()
     return rows
-
-
-def empirical_bits(symbols: np.ndarray, classes: np.ndarray, share_channels: bool) -> float:
-    """Entropy in bits of symbols [columns, chunks, 16] under tables counted a class (and channel).
-
-    What an ideal coder with ideal tables takes.
-    """
-    total = 0.0
-    for _, counts in _counted(symbols, classes, share_channels):
-        counts = counts[counts > 0]
-        total += float((counts * (np.log2(counts.sum()) - np.log2(counts))).sum())
-    return total
-
-
-def coded_bits(symbols: np.ndarray, classes: np.ndarray, share_channels: bool) -> float:
-    """The same under tables of 12 bits and 256 places, symbols that find none patched.
-
-    What payload and patch list take, without tables and lanes.
-    """
-    return sum(
-        tables.cost(tables.from_counts(first, counts), first, counts)
-        for first, counts in _counted(symbols, classes, share_channels)
-    )
-
-
-def _counted(
-    symbols: np.ndarray, classes: np.ndarray, share_channels: bool
-) -> Iterator[tuple[int, np.ndarray]]:
-    """What every table codes: its first symbol, and counts."""
-    for k in np.unique(classes):
-        members = symbols[classes == k]
-        for values in [members] if share_channels else np.moveaxis(members, 2, 0):
-            yield tables.count(values)

@@ -81,6 +81,13 @@ class FrequencyTable:
         """The most frequent symbol, the first of equals."""
         return self.first + int(self.frequencies.argmax())
 
+    @property
+    def modes(self) -> tuple[int, int]:
+        """The most frequent even and odd symbol; the same one twice if it is the only one."""
+        symbols = np.arange(self.first, self.last + 1)
+        even, odd = (np.where(symbols & 1 == odd, self.frequencies, -1) for odd in (0, 1))
+        return tuple(self.first + int(f.argmax()) for f in (even, odd))  # type: ignore[return-value]
+
     def starts(self) -> NDArray[np.int64]:
         """Sum of the frequencies before each symbol."""
         return np.cumsum(self.frequencies) - self.frequencies
@@ -115,11 +122,17 @@ def quantise(weights: NDArray[np.float64]) -> NDArray[np.int64]:
     return f.astype(np.int64)
 
 
-def from_counts(first: int, counts: NDArray[np.int64]) -> FrequencyTable:
+def from_counts(first: int, counts: NDArray[np.int64], *, paired: bool = False) -> FrequencyTable:
     """The table for counted symbols first, first + 1, ...
 
     Symbols at the ends of the range are left to the patch list where that is cheaper than a
     place in the table, or where the range exceeds 256.
+
+    Args:
+        first: smallest symbol.
+        counts: how often it and every integer after it occur.
+        paired: the table must hold an even and an odd symbol if both occur. In a trellis the
+            stand-in of a patched symbol has to lead to the same state.
     """
     low, high = 0, len(counts) - 1
     total = int(counts.sum())
@@ -137,19 +150,41 @@ def from_counts(first: int, counts: NDArray[np.int64]) -> FrequencyTable:
                 break
             end = other
         low, high = (low + 1, high) if end == low else (low, high - 1)
-    kept = quantise(counts[low : high + 1].astype(np.float64))
+    weights = counts.astype(np.float64)
+    both = paired and bool(counts[::2].any() and counts[1::2].any())
+    if both:
+        # A neighbour of the mode stands in for its kind if none of that is left.
+        mode = int(counts[low : high + 1].argmax()) + low
+        others = weights[low : high + 1][(mode + 1 - low) % 2 :: 2]
+        if not others.any():
+            beside = mode + 1 if mode + 1 < len(counts) else mode - 1
+            weights[beside] = max(weights[beside], 1e-9)
+            low, high = min(low, beside), max(high, beside)
+    kept = quantise(weights[low : high + 1])
+    if both:
+        return FrequencyTable(first + low, kept)
     # With all but nothing beside the mode, rounding to units may cost more than patches do.
     alone = FrequencyTable(first + int(np.argmax(counts)), np.array([TOTAL]))
     candidates = (FrequencyTable(first + low, kept), alone)
     return min(candidates, key=lambda table: cost(table, first, counts))
 
 
-def from_probabilities(first: int, pmf: NDArray[np.float64]) -> FrequencyTable:
-    """The table of a prior; symbols in the far tails are left to the patch list."""
+def from_probabilities(
+    first: int, pmf: NDArray[np.float64], *, paired: bool = False
+) -> FrequencyTable:
+    """The table of a prior; symbols in the far tails are left to the patch list.
+
+    Args:
+        first: smallest symbol.
+        pmf: probability of it and of every integer after it.
+        paired: see `from_counts`; the table has at least two symbols.
+    """
     live = np.flatnonzero(pmf >= PRIOR_TAIL)
     if len(live) == 0:
-        return FrequencyTable(first + int(np.argmax(pmf)), np.array([TOTAL]))
+        live = np.array([np.argmax(pmf)])
     low, high = int(live[0]), int(live[-1])
+    if paired and low == high:
+        low, high = max(0, low - 1), min(len(pmf) - 1, high + 1)
     while high - low >= MAX_SYMBOLS:
         low, high = (low + 1, high) if pmf[low] <= pmf[high] else (low, high - 1)
     inner = np.maximum(pmf[low : high + 1].astype(np.float64), PRIOR_TAIL)
@@ -174,55 +209,20 @@ def cost(table: FrequencyTable, first: int, counts: NDArray[np.int64]) -> float:
     return float((counts * lengths)[counts > 0].sum())
 
 
-def count(values: NDArray[np.int16]) -> tuple[int, NDArray[np.int64]]:
-    """Smallest value, and how often it and every integer after it occur.
-
-    Example:
-        >>> count(np.array([2, 4, 2], dtype=np.int16))
-        (2, array([2, 0, 1]))
-    """
-    values = values.reshape(-1)
-    first = int(values.min())
-    counts = np.zeros(int(values.max()) - first + 1, dtype=np.int64)
-    for start in range(0, len(values), 2**20):  # bincount works on a copy in 64 bits
-        part = values[start : start + 2**20].astype(np.int64) - first
-        counts += np.bincount(part, minlength=len(counts))
-    return first, counts
-
-
-def choose_tables(
-    symbols: NDArray[np.int16],
-    classes: NDArray[np.uint8],
-    class_count: int,
-    share_channels: bool,
-    priors: list[list[FrequencyTable]] | None,
-) -> list[list[FrequencyTable]]:
-    """For each class, one table (or one a channel): counted or prior, whichever is smaller.
+def choose_table(
+    first: int, counts: NDArray[np.int64], prior: FrequencyTable | None, *, paired: bool = False
+) -> FrequencyTable:
+    """The counted table or the prior, whichever is smaller.
 
     Args:
-        symbols: [columns, chunks, 16].
-        classes: class of each column.
-        class_count: number of classes.
-        share_channels: one table for all 16 channels of a class.
-        priors: for each class one table, or one a channel; None if there is no prior.
+        first: smallest symbol.
+        counts: how often it and every integer after it occur.
+        prior: if there is one.
+        paired: see `from_counts`.
     """
-    chosen = []
-    for k in range(class_count):
-        members = symbols[classes == k]
-        row = []
-        for channel in range(1 if share_channels else members.shape[2]):
-            values = members if share_channels else members[:, :, channel]
-            prior = None if priors is None else priors[k][channel if len(priors[k]) > 1 else 0]
-            row.append(_choose_table(values, prior))
-        chosen.append(row)
-    return chosen
-
-
-def _choose_table(values: NDArray[np.int16], prior: FrequencyTable | None) -> FrequencyTable:
-    if values.size == 0:
+    if not counts.any():
         return FrequencyTable(0, np.array([TOTAL]))
-    first, counts = count(values)
-    own = from_counts(first, counts)
+    own = from_counts(first, counts, paired=paired)
     own_bits = cost(own, first, counts) + 8 * len(to_bytes([own]))
     return own if prior is None or own_bits < cost(prior, first, counts) else prior
 

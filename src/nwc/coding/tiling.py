@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from nwc.coding import rans
 from nwc.coding.tables import FrequencyTable
+from nwc.coding.trellis import Trellis
+from nwc.errors import BitstreamError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+OFF_THE_TRELLIS = "lane {} leaves the trellis"
 
 
 class Profile(NamedTuple):
@@ -29,17 +34,42 @@ PROFILES: dict[str, Profile] = {
     "latency": Profile(4096, 2**14),
 }
 
+
+class Classes(NamedTuple):
+    """Which tables code a matrix or a tile: the class of a place is its column's plus its row's.
+
+    Args:
+        columns: [columns].
+        rows: [chunks, 16].
+    """
+
+    columns: NDArray[np.uint8]
+    rows: NDArray[np.uint8]
+
+    @classmethod
+    def by_column(cls, columns: NDArray[np.uint8], chunks: int) -> Classes:
+        """Classes that columns alone decide."""
+        return cls(columns, np.zeros((chunks, rans.LANES), dtype=np.uint8))
+
+    def part(self, columns: slice, chunks: slice) -> Classes:
+        """Those of a tile."""
+        return Classes(self.columns[columns], self.rows[chunks])
+
+    def full(self) -> NDArray[np.uint8]:
+        """Class of every place [columns, chunks, 16]."""
+        return self.columns[:, None, None] + self.rows
+
+
 TileDecoder = Callable[
-    ["NDArray[np.uint16]", "NDArray[np.uint32]", "NDArray[np.uint8]", int, "DecodingTables"],
-    "NDArray[np.int16]",
+    ["NDArray[np.uint16]", "NDArray[np.uint32]", Classes, "DecodingTables"], "NDArray[np.int16]"
 ]
-"""(words, states [16], column classes, chunks, tables) -> symbols [columns, chunks, 16]."""
+"""(words, states [16], classes, tables) -> integers [columns, chunks, 16]."""
 
 TileEncoder = Callable[
-    ["NDArray[np.int16]", "NDArray[np.uint8]", "EncodingTables"],
+    ["NDArray[np.int16]", Classes, "EncodingTables"],
     "tuple[NDArray[np.uint16], NDArray[np.uint32]]",
 ]
-"""(symbols [columns, chunks, 16], column classes, tables) -> words, states [16]."""
+"""(integers [columns, chunks, 16], classes, tables) -> words, states [16]."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +78,14 @@ class EncodingTables:
 
     Args:
         tables: the distinct tables.
-        choice: [classes, 16], which table codes each class and lane.
+        choice: [classes, 16], which table codes each class and lane; with a trellis
+            [classes, 16, 2], for each parity.
+        trellis: the state machine; None for scalar streams.
     """
 
     tables: list[FrequencyTable]
     choice: NDArray[np.int64]
+    trellis: Trellis | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +101,11 @@ class DecodingTables(EncodingTables):
     def first(self) -> NDArray[np.int64]:
         """Smallest symbol of each table."""
         return np.array([table.first for table in self.tables], dtype=np.int64)
+
+    @cached_property
+    def kernel_cache(self) -> dict[str, Any]:
+        """What kernels derive from the tables, under their names."""
+        return {}
 
 
 class Tile(NamedTuple):
@@ -106,22 +144,57 @@ def tile_origins(
     ]
 
 
+def split_parity(
+    integers: NDArray[np.int16], trellis: Trellis | None
+) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
+    """Symbols and parities of integers; a scalar stream's integers are its symbols."""
+    if trellis is None:
+        return integers, np.zeros_like(integers)
+    return integers >> 1, integers & 1
+
+
+def _tables_of(tables: EncodingTables, classes: Classes) -> NDArray[np.int64]:
+    """Table of every place of a tile: [columns, chunks, 16], with a trellis [..., 2]."""
+    return tables.choice[classes.full(), np.arange(rans.LANES)]
+
+
 def encode_tile(
-    symbols: NDArray[np.int16], classes: NDArray[np.uint8], tables: EncodingTables
+    integers: NDArray[np.int16], classes: Classes, tables: EncodingTables
 ) -> tuple[NDArray[np.uint16], NDArray[np.uint32]]:
-    """Plain `TileEncoder`."""
-    choice = np.repeat(tables.choice[classes], symbols.shape[1], axis=0)
-    return rans.encode(symbols.reshape(-1, rans.LANES).astype(np.int64), choice, tables.tables)
+    """Plain `TileEncoder`.
+
+    Raises:
+        BitstreamError: the integers leave the trellis.
+    """
+    choice = _tables_of(tables, classes)
+    symbols, parities = split_parity(integers, tables.trellis)
+    if tables.trellis is not None:
+        _check_path(integers.reshape(-1, rans.LANES), tables.trellis)
+        choice = np.take_along_axis(choice, parities[..., None].astype(np.int64), 3)
+    return rans.encode(
+        symbols.reshape(-1, rans.LANES).astype(np.int64),
+        choice.reshape(-1, rans.LANES),
+        tables.tables,
+    )
+
+
+def _check_path(integers: NDArray[np.int16], trellis: Trellis) -> None:
+    for lane in range(rans.LANES):
+        state = 0
+        for n in integers[:, lane].tolist():
+            if n & 1 != state & 1:
+                raise BitstreamError(OFF_THE_TRELLIS.format(lane))
+            state = trellis.step(state, n >> 1)
 
 
 def decode_tile(
-    words: NDArray[np.uint16],
-    states: NDArray[np.uint32],
-    classes: NDArray[np.uint8],
-    chunks: int,
-    tables: DecodingTables,
+    words: NDArray[np.uint16], states: NDArray[np.uint32], classes: Classes, tables: DecodingTables
 ) -> NDArray[np.int16]:
     """Plain `TileDecoder`."""
-    choice = np.repeat(tables.choice[classes], chunks, axis=0)
-    symbols = rans.decode(words, states, choice, tables.tables)
-    return symbols.reshape(len(classes), chunks, rans.LANES).astype(np.int16)
+    choice = _tables_of(tables, classes)
+    flat = choice.reshape(-1, *choice.shape[2:])
+    if tables.trellis is None:
+        integers = rans.decode(words, states, flat, tables.tables)
+    else:
+        integers = rans.decode_trellis(words, states, flat, tables.tables, tables.trellis)
+    return integers.reshape(choice.shape[:3]).astype(np.int16)

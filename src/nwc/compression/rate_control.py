@@ -13,14 +13,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from nwc.coding.tiling import PROFILES, Profile, tile_shape
 from nwc.compression.plan import Plan, PlannedTensor
 from nwc.compression.source import SourceCheckpoint
 from nwc.errors import ConfigError
-from nwc.methods.base import LayerMethod
-from nwc.numerics.chunking import CHUNK, chunk_count
+from nwc.methods.base import Importance, LayerMethod, LayerWeight
+from nwc.numerics.chunking import CHUNK, chunk_count, column_scales
 
 _SAMPLE_WEIGHTS = 2**16
 _MIN_LOG2_GAIN, _MAX_LOG2_GAIN = -4.0, 6.5
@@ -129,7 +130,12 @@ class RateController:
 
         def payload(gain: float) -> dict[str, float]:
             return {
-                t.name: method.estimate(samples[t.name], gain, calibrated) for t in plan.tensors
+                t.name: method.estimate(
+                    LayerWeight(name=t.name, W=samples[t.name]),
+                    _unknown_importance(samples[t.name]) if calibrated else None,
+                    gain,
+                )
+                for t in plan.tensors
             }
 
         def mean(bits: dict[str, float]) -> float:
@@ -234,6 +240,17 @@ class RateController:
 
     def _stored(self, name: str, size: int) -> int:
         return size + entry_bytes(name, size, self.offset_digits)
+
+
+def _unknown_importance(W: Tensor) -> Importance:
+    """Before calibration: some columns will matter more than others, which ones is not known.
+
+    Water-filling leaves the mean gain as it is, so that equal gains give about its rate.
+    """
+    spread = torch.arange(W.shape[1], dtype=torch.float64) * 0.6180339887498949 % 1
+    scales = column_scales(W)
+    d = torch.where(scales > 0, scales, torch.ones_like(scales)).pow(-2)
+    return Importance(spread.float(), d, None)
 
 
 def _clamp(log2_gain: float) -> float:

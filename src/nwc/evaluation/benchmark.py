@@ -21,8 +21,9 @@ from safetensors.torch import load_file, save_file
 from nwc.codec.compressed import CompressedTensor
 from nwc.coding import bitstream
 from nwc.coding.bitstream import Bitstream
-from nwc.coding.tables import TableBank, choose_tables
-from nwc.coding.tiling import EncodingTables
+from nwc.coding.census import census, choose_tables
+from nwc.coding.tables import TableBank
+from nwc.coding.tiling import Classes, EncodingTables
 from nwc.errors import ConfigError
 from nwc.kernels import rans_numba
 from nwc.methods.base import LayerMethod, LayerWeight
@@ -77,8 +78,8 @@ def bench_rans(bits: float = 4.0, symbols: int = 2**22, repeats: int = 7) -> dic
     deviation = 2**bits / np.sqrt(2 * np.pi * np.e)
     values = np.rint(rng.normal(size=symbols) * deviation).astype(np.int16)
     values = values.reshape(-1, 256, 16)
-    classes = np.zeros(len(values), dtype=np.uint8)
-    tables = choose_tables(values, classes, 1, True, None)
+    classes = Classes.by_column(np.zeros(len(values), dtype=np.uint8), values.shape[1])
+    tables = choose_tables(census(values, classes, 1), 1, None)
     table = tables[0][0]
     values = np.clip(values, table.first, table.last)
     data = bitstream.encode(
@@ -108,14 +109,15 @@ def bench_rans(bits: float = 4.0, symbols: int = 2**22, repeats: int = 7) -> dic
 
     def ours_decode() -> object:
         return [
-            rans_numba.decode_tile(
-                stream.words(t), t.states, classes[: t.columns], t.chunks, stream.tables
-            )
+            rans_numba.decode_tile(stream.words(t), t.states, stream.classes_of(t), stream.tables)
             for t in stream.tiles
         ]
 
     def ours_encode() -> object:
-        return [rans_numba.encode_tile(p, classes[: len(p)], encoding) for p in parts]
+        return [
+            rans_numba.encode_tile(p, stream.classes_of(t), encoding)
+            for p, t in zip(parts, stream.tiles, strict=True)
+        ]
 
     decode = alternate({"numba": ours_decode, "constriction": theirs_decode}, repeats)
     encode = alternate({"numba": ours_encode, "constriction": theirs_encode}, repeats)

@@ -42,16 +42,15 @@ def backend() -> str:
 def decode_tile(
     words: NDArray[np.uint16],
     states: NDArray[np.uint32],
-    classes: NDArray[np.uint8],
-    chunks: int,
+    classes: tiling.Classes,
     tables: tiling.DecodingTables,
 ) -> NDArray[np.int16]:
     """`tiling.TileDecoder` of the chosen backend."""
-    return _DECODERS[backend()](words, states, classes, chunks, tables)
+    return _DECODERS[backend()](words, states, classes, tables)
 
 
 def encode_tile(
-    symbols: NDArray[np.int16], classes: NDArray[np.uint8], tables: tiling.EncodingTables
+    integers: NDArray[np.int16], classes: tiling.Classes, tables: tiling.EncodingTables
 ) -> tuple[NDArray[np.uint16], NDArray[np.uint32]]:
     """`tiling.TileEncoder` of the chosen backend."""
-    return _ENCODERS[backend()](symbols, classes, tables)
+    return _ENCODERS[backend()](integers, classes, tables)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from torch import Tensor
 
 from nwc.codec.compressed import MeasuredErrors
 from nwc.codec.model import WeightCodec
 from nwc.coding.tables import TableBank
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +21,28 @@ class LayerWeight:
         name: the checkpoint's key.
         W: [m, n], outputs by inputs, FP32.
         transposed: the checkpoint holds W^T.
+        row_weights: [m], second moment of the model's gradient at every output; None if it was
+            not measured.
     """
 
     name: str
     W: Tensor
     transposed: bool = False
+    row_weights: Tensor | None = None
+
+
+class Importance(NamedTuple):
+    """What is known of a layer's inputs and outputs.
+
+    Args:
+        diagonal: [n], diag H.
+        d: [n], diagonal of D of H = L^T D L.
+        row_weights: see `LayerWeight`.
+    """
+
+    diagonal: Tensor
+    d: Tensor
+    row_weights: Tensor | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,5 +89,13 @@ class LayerMethod(ABC):
         """
 
     @abstractmethod
-    def estimate(self, W: Float[Tensor, "m n"], log2_gain: float, calibrated: bool) -> float:
-        """Bits per weight that a sample of rows of a matrix would take, tables and lanes aside."""
+    def estimate(
+        self, layer: LayerWeight, importance: Importance | None, log2_gain: float
+    ) -> float:
+        """Bits per weight that a sample of rows of a matrix would take, tables and lanes aside.
+
+        Args:
+            layer: the sample.
+            importance: of the matrix; None for data-free compression.
+            log2_gain: see `compress`.
+        """

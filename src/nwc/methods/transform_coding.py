@@ -1,61 +1,37 @@
-"""Normalise, transform, round, entropy code: the engine of `nwc` and `ecsq`.
+"""Normalise, transform, quantise, entropy code: the engine of `nwc` and `ecsq`.
 
-The methods differ in their codec and in what a scale belongs to. With a Hessian the columns are
-quantised in order under LDLQ feedback (`numerics.ldlq`); layers that share their input are stacked
-and done together. Without one, all columns at once.
+The methods differ in their codec and in how steps are set (`methods.operating_point`). With a
+Hessian the columns are quantised in order under LDLQ feedback (`numerics.ldlq`); layers that share
+their input are stacked and done together (`methods.stack`).
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from abc import abstractmethod
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nwc.calibration.importance import importance_levels, waterfilled_levels
-from nwc.codec import scales as scale_codes
 from nwc.codec.compressed import MeasuredErrors
 from nwc.codec.model import WeightCodec
 from nwc.coding import bitstream
+from nwc.coding.census import Cell, census, choose_tables, coded_bits
 from nwc.coding.container import Section
-from nwc.coding.rate import coded_bits
-from nwc.coding.tables import FrequencyTable, TableBank, choose_tables, from_probabilities
+from nwc.coding.tables import FrequencyTable, TableBank, from_probabilities
 from nwc.coding.tiling import PROFILES, Profile
+from nwc.coding.trellis import TRELLISES
 from nwc.errors import CalibrationError
 from nwc.kernels.backend import encode_tile
-from nwc.methods.base import CompressedLayer, LayerMethod, LayerWeight
-from nwc.numerics.chunking import CHUNK, chunk_count, column_scales
-from nwc.numerics.ldlq import LDL, feedback, ldl, proxy_loss
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
-
-Scaling = Literal["column_log", "column_f16", "tensor"]
+from nwc.methods.base import CompressedLayer, Importance, LayerMethod, LayerWeight
+from nwc.methods.operating_point import OperatingPoint
+from nwc.methods.stack import ChunkStack, PathStack, Stack
+from nwc.numerics.chunking import CHUNK, chunk_count
+from nwc.numerics.ldlq import LDL, feedback, ldl, proxy_loss, sweep
 
 _PRIOR_GRID = 4
 """Prior tables are made for gains rounded to quarter octaves, so that tensors can share them."""
-
-_BATCH_COLUMNS = 64
-_SYMBOL_LIMIT = 2**15 - 1
-
-
-class OperatingPoint(NamedTuple):
-    """How the columns of one matrix are quantised.
-
-    Args:
-        scale_bytes: the scales as the stream holds them.
-        scales: [n], as a reader gets them.
-        levels: [n], importance level of every column.
-        log2_gain: of level 0.
-    """
-
-    scale_bytes: bytes
-    scales: Tensor
-    levels: np.ndarray
-    log2_gain: float
 
 
 class TransformCoding(LayerMethod):
@@ -63,41 +39,59 @@ class TransformCoding(LayerMethod):
 
     Args:
         codec: the transforms and their prior.
-        scaling: one scale a column (logarithmic or FP16) or one a tensor.
         profile: tile size.
         device: where quantisation runs.
+        states: of the trellis; 0 quantises weight by weight.
+        rate_weight: lambda of the decisions, in squared steps per bit.
+        sweeps: how often every column is decided again after LDLQ.
     """
 
     def __init__(
         self,
         codec: WeightCodec,
-        scaling: Scaling,
         profile: Profile = PROFILES["balanced"],
         device: str = "cpu",
+        *,
+        states: int = 0,
+        rate_weight: float = 0.0,
+        sweeps: int = 0,
     ) -> None:
         super().__init__(codec.to(device).eval().requires_grad_(False))
-        self.scaling = scaling
         self.profile = profile
         self.device = device
+        self.trellis = TRELLISES.get(states)
+        self.rate_weight = rate_weight
+        self.sweeps = sweeps
         self._priors: dict[tuple[int, int], list[FrequencyTable]] = {}
+
+    @abstractmethod
+    def operating_point(
+        self, layer: LayerWeight, importance: Importance | None, log2_gain: float
+    ) -> OperatingPoint:
+        """Steps and classes of a matrix; without `importance` those of data-free compression."""
 
     def compress(
         self, layers: list[LayerWeight], H: Tensor | None, log2_gain: float, bank: TableBank
     ) -> list[CompressedLayer]:
         """See `LayerMethod.compress`."""
         factor = None if H is None else self._factor(H, layers)
-        points = [self._operating_point(layer.W, H, factor, log2_gain) for layer in layers]
+        points = []
+        for layer in layers:
+            importance = None
+            if H is not None and factor is not None:
+                importance = Importance(H.diagonal().cpu(), factor.d.cpu(), layer.row_weights)
+            points.append(self.operating_point(layer, importance, log2_gain))
         sizes = [chunk_count(len(layer.W)) * CHUNK for layer in layers]
         columns = torch.zeros(layers[0].W.shape[1], sum(sizes), device=self.device)
         for layer, part in zip(layers, torch.split(columns, sizes, dim=1), strict=True):
             part[:, : len(layer.W)] = layer.W.T
-        symbols = self._quantise(columns, points, sizes, factor)
+        integers = self._quantise(columns, points, sizes, H, factor)
         # `columns` now holds the errors E^T.
         results = []
         for layer, point, rows, error in zip(
             layers,
             points,
-            np.split(symbols, np.cumsum(sizes)[:-1], axis=1),
+            np.split(integers, np.cumsum(sizes)[:-1], axis=1),
             torch.split(columns, sizes, dim=1),
             strict=True,
         ):
@@ -113,22 +107,18 @@ class TransformCoding(LayerMethod):
             )
         return results
 
-    def estimate(self, W: Float[Tensor, "m n"], log2_gain: float, calibrated: bool) -> float:
+    def estimate(
+        self, layer: LayerWeight, importance: Importance | None, log2_gain: float
+    ) -> float:
         """See `LayerMethod.estimate`."""
-        rows = len(W) // CHUNK * CHUNK
-        W = W[:rows] if rows else torch.nn.functional.pad(W, (0, 0, 0, CHUNK - len(W)))
-        n = W.shape[1]
-        # Which columns will be important is not known yet; how many is. (Water-filling leaves the
-        # mean gain as it is.)
-        spread = torch.arange(n, dtype=torch.float64) * 0.6180339887498949 % 1
-        H = torch.diag(spread) if calibrated else None
-        point = self._operating_point(W, H, None, log2_gain)
-        columns = W.T.contiguous().to(self.device)
-        symbols = self._quantise(columns, [point], [len(W)], None)
-        bits = coded_bits(
-            symbols.reshape(n, -1, CHUNK), point.levels, self.codec.config.channels_share_tables
-        )
-        return bits / symbols.size
+        n = layer.W.shape[1]
+        rows = chunk_count(len(layer.W)) * CHUNK
+        point = self.operating_point(layer, importance, log2_gain)
+        columns = torch.zeros(n, rows, device=self.device)
+        columns[:, : len(layer.W)] = layer.W.T
+        integers = self._quantise(columns, [point], [rows], None, None)
+        paired = self.trellis is not None
+        return coded_bits(self._census(integers, point), paired=paired) / integers.size
 
     def _factor(self, H: Tensor, layers: list[LayerWeight]) -> LDL:
         try:
@@ -137,83 +127,80 @@ class TransformCoding(LayerMethod):
             names = ", ".join(layer.name for layer in layers)
             raise CalibrationError(f"{names}: {error}") from error
 
-    def _operating_point(
-        self, W: Tensor, H: Tensor | None, factor: LDL | None, log2_gain: float
-    ) -> OperatingPoint:
-        packed, scales = self._scales(W)
-        config = self.codec.config
-        levels = torch.zeros(len(scales), dtype=torch.uint8)
-        if config.gain_conditioned:
-            if factor is not None:
-                levels = waterfilled_levels(scales, factor.d.cpu(), config.levels)
-            # `log2_gain` is the mean over the columns, the stream's that of level 0.
-            log2_gain -= float(torch.tensor(config.level_offsets)[levels.long()].mean())
-        elif H is not None:
-            usable = self.codec.usable_levels(log2_gain)
-            levels = importance_levels(H.diagonal().cpu(), usable)
-        # The stream stores the gain in FP32; quantise with what a reader will read.
-        log2_gain = struct.unpack("<f", struct.pack("<f", log2_gain))[0]
-        return OperatingPoint(packed, scales, levels.numpy(), log2_gain)
-
-    def _scales(self, W: Tensor) -> tuple[bytes, Tensor]:
-        if self.scaling == "tensor":
-            return scale_codes.pack_single(float(column_scales(W.reshape(-1, 1))), W.shape[1])
-        scales = column_scales(W)
-        if self.scaling == "column_f16":
-            return scale_codes.pack_f16(scales)
-        return scale_codes.pack_log(scales)
+    def _stack(self, columns: Tensor, points: list[OperatingPoint], sizes: list[int]) -> Stack:
+        n = len(columns)
+        if not self.codec.config.elementwise:
+            return ChunkStack(self.codec, points, sizes, n, self.device)
+        spread = 0.0
+        for point, part in zip(points, torch.split(columns, sizes, dim=1), strict=True):
+            level = torch.from_numpy(point.classes.columns).long() + int(point.classes.rows.max())
+            scales = point.scales * torch.exp2(-self.codec.level_log2_gain(level, point.log2_gain))
+            rows = point.row_scales[point.row_scales > 0]
+            alive = scales > 0
+            if alive.any() and len(rows):
+                peaks = part.abs().amax(1).cpu()[alive] / scales[alive]
+                spread = max(spread, float(peaks.max()) / float(rows.min()))
+        return PathStack(
+            self.codec,
+            points,
+            sizes,
+            n,
+            priors=self._prior,
+            trellis=self.trellis,
+            rate_weight=self.rate_weight,
+            profile=self.profile,
+            spread=min(spread, 2.0**15),
+        )
 
     def _quantise(
         self,
         columns: Tensor,
         points: list[OperatingPoint],
         sizes: list[int],
+        H: Tensor | None,
         factor: LDL | None,
     ) -> np.ndarray:
-        """Symbols [n, rows] of the stacked W^T in `columns`, which are overwritten with E^T."""
-        n, rows = columns.shape
-        chunks = torch.tensor(sizes) // CHUNK
-        symbols = torch.empty(n, rows, dtype=torch.int16, device=self.device)
-        scales = torch.stack([p.scales for p in points], 1).to(self.device)
-        scales = scales.repeat_interleave(chunks, 1)[:, :, None]
-        levels = torch.from_numpy(np.stack([p.levels for p in points], 1)).to(self.device)
-        levels = levels.repeat_interleave(chunks, 1)
-        gains = torch.tensor([p.log2_gain for p in points], device=self.device)
-        gains = gains.repeat_interleave(chunks)
-        inverse = torch.where(scales > 0, scales.reciprocal(), torch.zeros_like(scales))
-
-        def quantise(which: slice, target: Tensor) -> Tensor:
-            level = levels[which].long()
-            gain = gains.expand(level.shape)
-            x = target.view(*level.shape, CHUNK) * inverse[which]
-            z = self.codec.analysis(x, level, gain).round_()
-            z.clamp_(-_SYMBOL_LIMIT, _SYMBOL_LIMIT)
-            symbols[which] = z.flatten(1).to(torch.int16)
-            return (self.codec.synthesis(z, level, gain) * scales[which]).reshape(target.shape)
-
-        if factor is None:
-            for start in range(0, n, _BATCH_COLUMNS):
-                which = slice(start, start + _BATCH_COLUMNS)
-                columns[which] -= quantise(which, columns[which])
-        else:
-            one: Callable[[int, Tensor], Tensor] = lambda k, t: quantise(slice(k, k + 1), t)  # noqa: E731
-            feedback(columns, factor.upper, one)
-        return symbols.cpu().numpy()
+        """Integers [n, rows] of the stacked W^T in `columns`, which are overwritten with E^T."""
+        stack = self._stack(columns, points, sizes)
+        if factor is None or H is None:
+            for k, column in enumerate(columns):
+                column -= stack.quantise(k, column)
+            return stack.integers
+        feedback(columns, factor.upper, stack.quantise)
+        if self.sweeps and isinstance(stack, PathStack):
+            H = H.to(self.device)
+            stack.prepare_sweeps(H.diagonal().cpu(), factor.d.cpu())
+            for _ in range(self.sweeps):
+                sweep(columns, H, stack.improve)
+        return stack.integers
 
     def _prior(self, level: int, log2_gain: float) -> list[FrequencyTable] | None:
+        """Tables of a class by lane, or by parity."""
         if self.codec.density is None:
             return None
         grid = round(log2_gain * _PRIOR_GRID)
         if (level, grid) not in self._priors:
             symbols = torch.arange(-128, 128, device=self.device)
-            if self.codec.config.kind == "residual":
-                pmf = self.codec.prior(level, log2_gain, symbols)
+            gain = log2_gain if self.codec.config.kind == "residual" else grid / _PRIOR_GRID
+            if self.trellis is None:
+                pmfs = self.codec.prior(level, gain, symbols)
             else:
-                pmf = self.codec.prior(level, grid / _PRIOR_GRID, symbols)
+                both = [self.codec.prior(level, gain, symbols + shift) for shift in (0, 0.5)]
+                pmfs = torch.cat(both)
+            paired = self.trellis is not None
             self._priors[level, grid] = [
-                from_probabilities(-128, row) for row in pmf.double().cpu().numpy()
+                from_probabilities(-128, row, paired=paired) for row in pmfs.double().cpu().numpy()
             ]
         return self._priors[level, grid]
+
+    def _census(self, integers: np.ndarray, point: OperatingPoint) -> Iterator[Cell]:
+        return census(
+            integers.reshape(len(integers), -1, CHUNK),
+            point.classes,
+            _groups(point),
+            share_lanes=self.codec.config.channels_share_tables,
+            trellis=self.trellis,
+        )
 
     def _encode(
         self,
@@ -223,35 +210,30 @@ class TransformCoding(LayerMethod):
         errors: MeasuredErrors,
         bank: TableBank,
     ) -> bytes:
-        symbols = np.ascontiguousarray(rows).reshape(len(rows), -1, CHUNK)
-        levels, log2_gain = point.levels, point.log2_gain
-        count = int(levels.max()) + 1
-        share = self.codec.config.channels_share_tables
-        found = [self._prior(k, log2_gain) for k in range(count)]
+        integers = np.ascontiguousarray(rows)
+        groups = _groups(point)
+        found = [self._prior(k, point.log2_gain) for k in range(groups)]
         priors = None if found[0] is None else [p for p in found if p is not None]
-        tables = choose_tables(symbols, levels, count, share, priors)
-        from_bank = frozenset(t.key for p in priors or [] for t in p)
-        kind = {
-            "tensor": Section.SCALE,
-            "column_f16": Section.SCALES_F16,
-            "column_log": Section.SCALES_LOG,
-        }[self.scaling]
+        tables = choose_tables(
+            self._census(integers, point), groups, priors, paired=self.trellis is not None
+        )
         return bitstream.encode(
-            symbols,
-            levels,
+            integers.reshape(len(integers), -1, CHUNK),
+            point.classes,
             tables,
             rows=len(layer.W),
+            trellis=self.trellis,
             profile=self.profile,
             bank=bank,
-            bank_tables=from_bank,
-            extra={
-                kind: point.scale_bytes,
-                Section.GAIN: struct.pack("<f", log2_gain),
-                Section.ERRORS: errors.to_bytes(),
-            },
+            bank_tables=frozenset(t.key for p in priors or [] for t in p),
+            extra={**point.sections, Section.ERRORS: errors.to_bytes()},
             transposed=layer.transposed,
             tile_encoder=encode_tile,
         )
+
+
+def _groups(point: OperatingPoint) -> int:
+    return int(point.classes.columns.max()) + int(point.classes.rows.max()) + 1
 
 
 def _measure(W: Tensor, E: Tensor, H: Tensor | None, factor: LDL | None) -> MeasuredErrors:

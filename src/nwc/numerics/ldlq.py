@@ -107,6 +107,34 @@ def feedback(
             corrected[stop:] += upper[start:stop, stop:].T @ columns[start:stop]
 
 
+def sweep(
+    errors: Float[Tensor, "n m"],
+    H: Float[Tensor, "n n"],
+    improve: Callable[[int, Float[Tensor, " m"], Float[Tensor, " m"]], Float[Tensor, " m"]],
+    block: int = 128,
+) -> None:
+    r"""Decide every column once more, now that the errors of all others are known.
+
+    With the others fixed, tr(E H E^T) is least for :math:`e_k = -\sum_{j \ne k} e_j H_{jk} /
+    H_{kk}`.
+
+    Args:
+        errors: E^T; what `improve` gives replaces its rows.
+        H: the Hessian.
+        improve: (k, wanted error, error now) -> error of column k.
+        block: columns in a block.
+    """
+    for start in range(0, len(errors), block):
+        stop = min(start + block, len(errors))
+        pull = H[start:stop] @ errors
+        for k in range(start, stop):
+            own = pull[k - start] - H[k, k] * errors[k]
+            wanted = -own / H[k, k] if H[k, k] > 0 else torch.zeros_like(own)
+            change = improve(k, wanted, errors[k]) - errors[k]
+            errors[k] += change
+            pull += H[start:stop, k, None] * change
+
+
 def proxy_loss(E: Float[Tensor, "m n"], H: Float[Tensor, "n n"]) -> float:
     """tr(E H E^T), the layer's squared output error per token."""
     return float(((E @ H) * E).sum())

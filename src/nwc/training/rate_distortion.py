@@ -11,7 +11,8 @@ from torch import Tensor
 
 from nwc.codec.config import IDENTITY
 from nwc.codec.model import WeightCodec
-from nwc.coding.rate import empirical_bits
+from nwc.coding.census import census, empirical_bits
+from nwc.coding.tiling import Classes
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -55,9 +56,10 @@ def _measure(codec: WeightCodec, chunks: Tensor, level: int, gain: float) -> tup
     each = torch.full((len(chunks),), level)
     z = codec.analysis(chunks, each, gain).round()
     mse = float((codec.synthesis(z, each, gain) - chunks).square().mean())
-    symbols = z.numpy().astype(np.int32)[None]
-    bits = empirical_bits(symbols, np.zeros(1, np.uint8), codec.config.channels_share_tables)
-    return bits / z.numel(), mse
+    symbols = z.clamp(-(2**15), 2**15 - 1).numpy().astype(np.int16)[None]
+    classes = Classes.by_column(np.zeros(1, np.uint8), len(chunks))
+    cells = census(symbols, classes, 1, share_lanes=codec.config.channels_share_tables)
+    return empirical_bits(cells) / z.numel(), mse
 
 
 def _scalar_bits(chunks: Tensor, mse: float) -> float:
