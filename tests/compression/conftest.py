@@ -105,6 +105,7 @@ def prepare(tmp_path):
             calibrated=calibrated,
             recovery=RecoveryConfig(steps=steps) if steps else None,
             order="experts" if any(t.role for t in plan.tensors) else "dense",
+            waterfill="columns",
             drifted=drifted,
             seed=0,
             device="cpu",

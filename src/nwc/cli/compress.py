@@ -24,6 +24,7 @@ from nwc.compression.unit import UnitCompressor
 from nwc.errors import ConfigError
 from nwc.formats.checkpoint import Checkpoint
 from nwc.formats.writer import check_output
+from nwc.methods.neural import Decisions
 
 MIN_BITS, MAX_BITS = 2.0, 7.0
 DEFAULT_BITS = 4.5
@@ -66,6 +67,17 @@ class Compress(Command):
     features: Literal["auto", "original", "compressed"] = "auto"
     """Inputs of a block: the original model's, or those that the compressed blocks before it give,
     for which it must wait. auto: compressed with fine-tuning, original without."""
+    waterfill: Literal["columns", "layers", "rows"] = "rows"
+    """With calibration text, steps follow how much a weight matters: over the columns of a matrix,
+    over layers as well, over rows as well. The last two look at gradients first."""
+    survey_tokens: int = 32_768
+    """Tokens whose gradients are looked at."""
+    trellis: Literal[0, 4, 8, 32] = 8
+    """States of the trellis that quantises; 0 rounds every weight by itself."""
+    rate_weight: float = 0.05
+    """Price of a bit, in squared steps, when it is decided what a weight is coded as."""
+    sweeps: int = 0
+    """How often every column is decided again once the errors of all are known."""
     keep: Patterns = ()
     """Pattern (* and ?) of tensors to leave as they are; may be given several times."""
     profile: Literal["balanced", "archive", "latency"] = "balanced"
@@ -102,6 +114,11 @@ class Compress(Command):
         return DEFAULT_BITS if self.bits is None else self.bits
 
     @property
+    def decisions(self) -> Decisions:
+        """How weights are quantised."""
+        return Decisions(trellis=self.trellis, rate_weight=self.rate_weight, sweeps=self.sweeps)
+
+    @property
     def thread_count(self) -> int:
         """Threads of a worker."""
         return self.threads or max(1, (os.cpu_count() or 1) // 4)
@@ -122,8 +139,13 @@ class Compress(Command):
                 return 0
             if preparation.open_work(restart=self.restart):
                 err.print(f"note: going on with {preparation.work.path}", markup=False)
-            work, done = preparation.work, False
+            work, done, refused = preparation.work, False, False
             try:
+                try:
+                    preparation.find_gain()
+                except ConfigError:
+                    refused = True  # other options will do, and shall not find this run in the way
+                    raise
                 warnings = self._compress(preparation, replace=replace)
                 draw_page(self.output, page_of(self.output))
                 done = True
@@ -136,7 +158,7 @@ class Compress(Command):
                     )
                 raise
             finally:
-                work.close(remove=done or work.is_empty)
+                work.close(remove=done or refused or work.is_empty)
         for warning in warnings:
             err.print(f"warning: {warning}", markup=False)
         self._summary(preparation)
@@ -195,6 +217,8 @@ class Compress(Command):
                 f"--calibration-tokens is {self.calibration_tokens} and --context {self.context}, "
                 "wanted at least 1 and 2"
             )
+        if self.survey_tokens < 1:
+            raise ConfigError(f"--survey-tokens is {self.survey_tokens}, wanted at least 1")
         if self.workers < 1 or self.threads < 0 or self.recovery_steps < 1:
             raise ConfigError(
                 f"--workers is {self.workers}, --threads {self.threads}, --recovery-steps "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -17,7 +18,7 @@ from torch import Tensor
 import nwc
 from nwc.calibration.corpus import token_windows
 from nwc.cli.arguments import usable_device
-from nwc.cli.console import err
+from nwc.cli.console import err, progress
 from nwc.codec.model import WeightCodec
 from nwc.coding.tiling import PROFILES
 from nwc.compression.executor import CALIBRATION_FILE, RATE_FILE, Job
@@ -26,6 +27,8 @@ from nwc.compression.rate_control import RateController
 from nwc.compression.recovery import RecoveryConfig, fast_bf16
 from nwc.compression.source import SourceCheckpoint
 from nwc.compression.state import WorkFolder
+from nwc.compression.stream import BlockStream
+from nwc.compression.survey import Sensitivity, Survey, read_survey
 from nwc.errors import CalibrationError, ConfigError
 from nwc.formats.codec_file import load_codec
 from nwc.formats.kept import KeptDigest
@@ -33,6 +36,7 @@ from nwc.formats.shipped import shipped_codec
 from nwc.formats.writer import checkpoint_facts, codec_bytes, codec_facts, small_files
 from nwc.integrations.tokenizer import tokenizer_of
 from nwc.methods.base import LayerMethod
+from nwc.methods.neural import Neural
 from nwc.methods.registry import METHODS
 
 if TYPE_CHECKING:
@@ -71,17 +75,36 @@ class Preparation:
             ConfigError: it belongs to another run, or the target cannot be met.
         """
         going_on = self.work.open(self.fingerprint, restart=restart)
-        if self.work.read_json(RATE_FILE) is None:
-            try:
-                if self.windows is not None:
-                    self.work.write_tensors(CALIBRATION_FILE, {"windows": self.windows}, {})
-                with err.status("sampling the weights to find the step"):
-                    self.work.write_json(RATE_FILE, self._controller().to_json())
-            except BaseException:
-                self.work.close(remove=True)  # nothing is begun yet
-                raise
-            return False
-        return going_on
+        if not going_on and self.windows is not None:
+            self.work.write_tensors(CALIBRATION_FILE, {"windows": self.windows}, {})
+        return going_on and not self.work.is_empty
+
+    def find_gain(self) -> None:
+        """Look at the whole model, if that decides who gets more bits, and find the gain.
+
+        Raises:
+            ConfigError: the target cannot be met.
+        """
+        if self.work.read_json(RATE_FILE) is not None:
+            return
+        survey: dict[str, Sensitivity] = {}
+        if self.windows is not None and self.job.waterfill != "columns":
+            windows = self.windows[: max(1, self.options.survey_tokens // self.windows.shape[1])]
+            stream = BlockStream(
+                self.source, require_skeleton(self.plan), windows, device=self.job.device
+            )
+            with progress("looking at the model", 1) as advance:
+                seen = 0.0
+
+                def show(share: float, note: str) -> None:
+                    nonlocal seen
+                    advance(share - seen, note)
+                    seen = share
+
+                Survey(self.plan, stream, self.work, self.job.seed).run(show)
+            survey = read_survey(self.work, by_row=self.job.waterfill == "rows")
+        with err.status("sampling the weights to find the step"):
+            self.work.write_json(RATE_FILE, self._controller(survey).to_json())
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -101,6 +124,9 @@ class Preparation:
             "--codec-by-reference": self.reference,
             "--keep": list(options.keep),
             "--profile": options.profile,
+            "--waterfill": job.waterfill,
+            "--survey-tokens": options.survey_tokens if job.waterfill != "columns" else 0,
+            "decisions": dataclasses.asdict(options.decisions),
             "--seed": options.seed,
             "--threads": job.threads,
             "--device": job.device,
@@ -146,7 +172,7 @@ class Preparation:
         """Bytes of all tensors of the checkpoint."""
         return sum(map(self.source.size, self.source.keys()))
 
-    def _controller(self) -> RateController:
+    def _controller(self, survey: Mapping[str, Sensitivity]) -> RateController:
         options, plan = self.options, self.plan
         target = options.tensor_bits
         if target is None:
@@ -163,6 +189,7 @@ class Preparation:
             target=target,
             calibrated=self.windows is not None,
             fixed_bytes=codec_bytes(self.job.method.codec, self.reference) + self._header_bytes,
+            survey=survey,
             profile=PROFILES[options.profile],
         )  # fmt: skip
 
@@ -219,6 +246,7 @@ def prepare(options: Compress, folder: Path) -> Preparation:
         calibrated=windows is not None,
         recovery=recovery,
         order="experts" if any(t.role for t in plan.tensors) else "dense",
+        waterfill=options.waterfill if method.waterfills else "columns",
         drifted=_drifted(options, fine_tuned=recovery is not None),
         seed=options.seed,
         device=device,
@@ -311,7 +339,8 @@ def _method(options: Compress, device: str, bits: float) -> tuple[LayerMethod, s
             raise ConfigError("method ecsq has no codec; drop --codec and --codec-by-reference")
         return METHODS["ecsq"](None, profile, device), None
     codec, name = _codec(options, bits)
-    return METHODS["nwc"](codec, profile, device), name if options.codec_by_reference else None
+    method = Neural(codec, profile, device, options.decisions)
+    return method, name if options.codec_by_reference else None
 
 
 def _codec(options: Compress, bits: float) -> tuple[WeightCodec, str]:

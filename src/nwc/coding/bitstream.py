@@ -303,7 +303,12 @@ class Bitstream:
             at = place & ~BANK_BIT
             if at >= len(there):
                 raise BitstreamError(f"{where} table {at} is missing, there are {len(there)}")
-            tables[place] = there[at]
+            tables[place] = table = there[at]
+            if trellis is not None and not -(2**14) <= table.first <= table.last < 2**14:
+                raise BitstreamError(
+                    f"{where} table {at} reaches from {table.first} to {table.last}, which a "
+                    "trellis doubles: wanted 15-bit symbols"
+                )
         order = {place: i for i, place in enumerate(tables)}
         rows = np.array([order[place] for place in places]).reshape(self.head.classes, -1)
         return DecodingTables(list(tables.values()), _choice(rows.tolist(), trellis), trellis)

@@ -28,6 +28,7 @@ from nwc.compression.recovery import RecoveryConfig
 from nwc.compression.source import SourceCheckpoint
 from nwc.compression.state import WorkFolder
 from nwc.compression.stream import BlockStream
+from nwc.compression.survey import row_weights
 from nwc.compression.unit import UnitCompressor
 from nwc.errors import ConfigError
 from nwc.methods.base import LayerMethod
@@ -48,6 +49,7 @@ class Job:
         calibrated: whether there are windows.
         recovery: fine-tuning; None leaves it out.
         order: name of an entry of `recovery.ORDERS`.
+        waterfill: over columns, layers and columns, or rows as well (`survey.WATERFILLS`).
         drifted: see `UnitCompressor`.
         seed: of everything random.
         device: where blocks run.
@@ -61,6 +63,7 @@ class Job:
     calibrated: bool
     recovery: RecoveryConfig | None
     order: str
+    waterfill: str
     drifted: bool
     seed: int
     device: str
@@ -96,6 +99,7 @@ class Job:
             stream=stream,
             recovery=self.recovery,
             order=self.order,
+            row_weights={} if self.waterfill != "rows" else row_weights(work),
             drifted=self.drifted,
             seed=self.seed,
         )

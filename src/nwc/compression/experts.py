@@ -20,6 +20,9 @@ EXPERTS_FUNCTION = "nwc"
 OBSERVER = "nwc_observer"
 """Attribute of an experts module: called with (projection, expert, its inputs [tokens, n])."""
 
+WATCHER = "nwc_watcher"
+"""The same for outputs: called with (projection, expert, what it gives [tokens, m])."""
+
 _ON_DISK = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
 """Names of one expert's gate, up and down: Qwen, DeepSeek and most others; Mixtral."""
 
@@ -98,6 +101,7 @@ def run_experts(
     """
     observe: Callable[[str, int, Tensor], None] = getattr(experts, OBSERVER, lambda *_: None)
     gated = getattr(experts, "has_gate", True)
+    watch: Callable[[str, int, Tensor], None] = getattr(experts, WATCHER, lambda *_: None)
     first = "gate_up_proj" if gated else "up_proj"
     output = torch.zeros_like(hidden_states)
     for e in top_k_index.unique().tolist():
@@ -107,9 +111,11 @@ def run_experts(
         x = hidden_states[token]
         observe(first, e, x)
         inner = _linear(experts, first, e, x)
+        watch(first, e, inner)
         inner = experts._apply_gate(inner) if gated else experts.act_fn(inner)
         observe("down_proj", e, inner)
         result = _linear(experts, "down_proj", e, inner)
+        watch("down_proj", e, result)
         if getattr(experts, "has_post_expert_norm", False):
             result = experts.post_expert_norm(result)
         weighted = result * top_k_weights[token, k, None]

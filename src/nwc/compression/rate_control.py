@@ -19,8 +19,10 @@ from torch import Tensor
 from nwc.coding.tiling import PROFILES, Profile, tile_shape
 from nwc.compression.plan import Plan, PlannedTensor
 from nwc.compression.source import SourceCheckpoint
+from nwc.compression.survey import Sensitivity
 from nwc.errors import ConfigError
 from nwc.methods.base import Importance, LayerMethod, LayerWeight
+from nwc.methods.operating_point import natural_gain
 from nwc.numerics.chunking import CHUNK, chunk_count, column_scales
 
 _SAMPLE_WEIGHTS = 2**16
@@ -41,12 +43,14 @@ class Estimate(NamedTuple):
     Args:
         kind: what it has in common with its like in other blocks.
         parameters: weights.
+        offset: of its log2 gain against that of the model.
         payload_bits: bits per weight at the reference gain.
         overhead_bits: bits of everything but the payload.
     """
 
     kind: str
     parameters: int
+    offset: float
     payload_bits: float
     overhead_bits: float
 
@@ -56,7 +60,7 @@ class Done(NamedTuple):
 
     Args:
         size: bytes of its stream.
-        log2_gain: that it was compressed with.
+        log2_gain: of the model when it was compressed.
     """
 
     size: int
@@ -94,6 +98,7 @@ class RateController:
         target: float,
         calibrated: bool,
         fixed_bytes: int,
+        survey: Mapping[str, Sensitivity] | None = None,
         profile: Profile = PROFILES["balanced"],
     ) -> RateController:
         """Find the gain from samples of every matrix.
@@ -105,12 +110,13 @@ class RateController:
             target: bits per parameter over the compressed tensors, every overhead counted.
             calibrated: whether there will be Hessians.
             fixed_bytes: see `fixed_bits`.
+            survey: what is known of inputs and gradients; decides which matrices get more bits.
             profile: tile size.
 
         Raises:
             ConfigError: the overheads alone exceed the target.
         """
-        samples = {t.name: _sample(source, t) for t in plan.tensors}
+        samples = _samples(source, plan, survey or {}, calibrated=calibrated)
         kept = sum(map(source.size, plan.kept))
         digits = len(str(round(kept + target * plan.parameters / 16)))
         overheads = {
@@ -130,12 +136,8 @@ class RateController:
 
         def payload(gain: float) -> dict[str, float]:
             return {
-                t.name: method.estimate(
-                    LayerWeight(name=t.name, W=samples[t.name]),
-                    _unknown_importance(samples[t.name]) if calibrated else None,
-                    gain,
-                )
-                for t in plan.tensors
+                name: method.estimate(layer, importance, gain)
+                for name, (layer, importance) in samples.items()
             }
 
         def mean(bits: dict[str, float]) -> float:
@@ -159,7 +161,13 @@ class RateController:
             reference=gain,
             slope=slope,
             estimates={
-                t.name: Estimate(t.kind, t.parameters, bits[t.name], overheads[t.name])
+                t.name: Estimate(
+                    t.kind,
+                    t.parameters,
+                    samples[t.name][0].offset,
+                    bits[t.name],
+                    overheads[t.name],
+                )
                 for t in plan.tensors
             },
         )
@@ -277,12 +285,44 @@ def entry_bytes(name: str, size: int, offset_digits: int) -> int:
     return len(json.dumps({f"{name}.nwc": entry}, separators=(",", ":"))) - 1
 
 
-def _sample(source: SourceCheckpoint, tensor: PlannedTensor) -> Tensor:
-    """Groups of 16 rows spread over the matrix, up to the sample size."""
+def _samples(
+    source: SourceCheckpoint,
+    plan: Plan,
+    survey: Mapping[str, Sensitivity],
+    *,
+    calibrated: bool,
+) -> dict[str, tuple[LayerWeight, Importance | None]]:
+    """A few rows of every matrix, with its offset and what is known of its importance."""
+    samples: dict[str, tuple[LayerWeight, Importance | None]] = {}
+    natural: dict[str, float] = {}
+    for t in plan.tensors:
+        W, rows = _sample(source, t)
+        seen = survey.get(t.name)
+        if seen is not None:
+            g = torch.cat([seen.row_weights[piece] for piece in rows])
+            gain = natural_gain(W, seen.d, g)
+            if gain is not None:
+                natural[t.name] = gain
+            layer = LayerWeight(name=t.name, W=W, row_weights=g)
+            samples[t.name] = layer, Importance(seen.d, seen.d, g)
+        else:
+            importance = _unknown_importance(W) if calibrated else None
+            samples[t.name] = LayerWeight(name=t.name, W=W), importance
+    weights = {t.name: t.parameters for t in plan.tensors if t.name in natural}
+    mean = sum(natural[name] * count for name, count in weights.items())
+    mean /= max(1, sum(weights.values()))
+    for name, gain in natural.items():
+        layer, importance = samples[name]
+        samples[name] = dataclasses.replace(layer, offset=gain - mean), importance
+    return samples
+
+
+def _sample(source: SourceCheckpoint, tensor: PlannedTensor) -> tuple[Tensor, list[slice]]:
+    """Groups of 16 rows spread over the matrix, up to the sample size, and which they are."""
     groups = chunk_count(tensor.m)
     wanted = min(groups, max(2, _SAMPLE_WEIGHTS // (tensor.n * CHUNK)))
     pieces = []
     for i in range(wanted):
         start = (i * groups // wanted) * CHUNK
         pieces.append(slice(start, min(start + CHUNK, tensor.m)))
-    return source.rows(tensor.key, tensor.transposed, pieces, tensor.part)
+    return source.rows(tensor.key, tensor.transposed, pieces, tensor.part), pieces

@@ -3,6 +3,8 @@
     state.json                     fingerprint of everything that decides the result
     rate.json                      what the rate controller found by sampling
     calibration.safetensors        token windows
+    survey/                        features and gradients while the survey goes on
+    survey.safetensors             what it found
     features/00003.bin             inputs of block 3, as long as a unit needs them
     units/00003/group-01.safetensors    streams of a group of layers, and facts about them
     units/00003/tuned-01.safetensors    parameters that fine-tuning after it changed
@@ -147,7 +149,8 @@ class WorkFolder:
     @property
     def is_empty(self) -> bool:
         """Whether nothing that took long is there yet."""
-        return not any(any(self.path.glob(f"{kind}/*")) for kind in ("features", "units"))
+        long = ("features/*", "survey/*", "survey.safetensors", "units/*")
+        return not any(any(self.path.glob(pattern)) for pattern in long)
 
     def close(self, *, remove: bool) -> None:
         """Release the folder; a finished run removes it."""

@@ -62,6 +62,23 @@ class LoadedBlock:
         return output[0] if isinstance(output, tuple) else output
 
 
+class Outside:
+    """What follows the blocks of a model.
+
+    Args:
+        stream: of the model.
+        head: what gives logits.
+    """
+
+    def __init__(self, stream: BlockStream, head: nn.Module) -> None:
+        self._stream = stream
+        self.head = head
+
+    def finish(self, i: int, features: Tensor) -> Tensor:
+        """What enters the head when these features leave the last block, for batch i."""
+        return self._stream._finish(i, features)
+
+
 class BlockStream:
     """Gives the blocks of a model in turn, and the features that enter the first.
 
@@ -89,6 +106,7 @@ class BlockStream:
         while len(windows) % size:  # equal batches: one set of block arguments serves them all
             size -= 1
         self._batches = list(windows.split(size))
+        self._kind: list[type] = []
 
     @property
     def batches(self) -> int:
@@ -107,6 +125,35 @@ class BlockStream:
         with self._outside_loaded():
             for batch in self._batches:
                 writer.append(self._first_features(batch))
+
+    @contextmanager
+    def outside(self) -> Iterator[Outside]:
+        """What follows the blocks, with its weights; unloaded afterwards."""
+        head = self.skeleton.model.get_output_embeddings()  # type: ignore[operator]
+        self._first_batch  # noqa: B018  (shows whether blocks return tuples)
+        try:
+            with self._outside_loaded():
+                self._load(head)
+                yield Outside(self, head)
+        finally:
+            _unload(head)
+
+    def _finish(self, i: int, features: Tensor) -> Tensor:
+        """What the model's body makes of features that leave the last block, for batch i."""
+        blocks = list(self.skeleton.blocks)
+
+        def first(*_args: Any, **_kwargs: Any) -> Any:  # noqa: ANN401
+            return (features,) if self._kind[0] is tuple else features
+
+        for block in blocks:
+            block.forward = _passing(self._kind)
+        blocks[0].forward = first
+        try:
+            hidden: Tensor = self._body(self._batches[i])[0]
+        finally:
+            for block in blocks:
+                del block.forward
+        return hidden
 
     @contextmanager
     def block(self, number: int) -> Iterator[LoadedBlock]:
@@ -129,7 +176,7 @@ class BlockStream:
         blocks = list(self.skeleton.blocks)
         entered: list[Tensor] = []
         arguments: list[_Arguments] = [((), {}) for _ in blocks]
-        kind: list[type] = []
+        kind = self._kind
 
         def see(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             given = dict(kwargs)
@@ -176,13 +223,15 @@ class BlockStream:
                 see(k, args, kwargs)
 
             handles.append(block.register_forward_pre_hook(hook, with_kwargs=True))
-        model = self.skeleton.model
-        body = getattr(model, "base_model", model)
         try:
-            body(input_ids=batch, use_cache=False)
+            self._body(batch)
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _body(self, batch: Tensor) -> Any:  # noqa: ANN401  (of transformers)
+        model = self.skeleton.model
+        return getattr(model, "base_model", model)(input_ids=batch, use_cache=False)
 
     @contextmanager
     def _outside_loaded(self) -> Iterator[None]:

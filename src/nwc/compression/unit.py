@@ -6,9 +6,9 @@ it writes there group by group, so that any process can do it, or go on with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,7 @@ class UnitCompressor:
         stream: calibration; None compresses without (data-free).
         recovery: fine-tuning; None leaves it out.
         order: name of one of `ORDERS`.
+        row_weights: of matrices, by name (`LayerWeight`).
         drifted: the inputs of blocks are those that the compressed blocks before them give.
         seed: of fine-tuning.
     """
@@ -73,6 +74,7 @@ class UnitCompressor:
     stream: BlockStream | None = None
     recovery: RecoveryConfig | None = None
     order: str = "dense"
+    row_weights: Mapping[str, Tensor] = field(default_factory=dict)
     drifted: bool = False
     seed: int = 0
 
@@ -215,7 +217,13 @@ class UnitCompressor:
         warnings: list[str] = []
         H = None if self.stream is None else _hessian(group, warnings)
         layers = [
-            LayerWeight(name=t.name, W=self._matrix(t, block), transposed=t.transposed)
+            LayerWeight(
+                name=t.name,
+                W=self._matrix(t, block),
+                transposed=t.transposed,
+                row_weights=self.row_weights.get(t.name),
+                offset=self.controller.estimates[t.name].offset,
+            )
             for t in group.tensors
         ]
         gain = self.controller.log2_gain(done)

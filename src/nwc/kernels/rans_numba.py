@@ -13,8 +13,9 @@ import numpy as np
 from numba import njit
 
 from nwc.coding import rans
-from nwc.coding.tables import MAX_SYMBOLS, TOTAL
+from nwc.coding.tables import MAX_SYMBOLS, TOTAL, FrequencyTable
 from nwc.coding.tiling import OFF_THE_TRELLIS, Classes, DecodingTables, EncodingTables
+from nwc.coding.trellis import Trellis
 from nwc.errors import BitstreamError
 
 if TYPE_CHECKING:
@@ -118,8 +119,8 @@ def _decode_paths(
         states: as for `_decode`.
         columns: classes.
         rows: [chunks, 16], where a class's part of `base` holds the row's and lane's states.
-        base: [classes, 16, trellis states], first entry of the table.
-        entries: of `_entries`.
+        base: [classes, 16 * trellis states], first entry of the table.
+        entries: [tables * 4096], see `_lookups`.
         integers: filled.
     """
     state = states.copy()
@@ -196,31 +197,39 @@ def _stray_lane(integers: NDArray[np.int16], on_parity: int, on_bit: int) -> int
     return -1
 
 
-def _entries(tables: DecodingTables) -> NDArray[np.uint64]:
-    """All that decoding needs of a slot, for every table and both parities: [tables, 2, 4096].
+def _lookups(tables: DecodingTables) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
+    """What `_decode_paths` reads, made once for all tiles of a matrix.
 
-    What the path is changed by << 48 | the integer << 32 | frequency << 16 | slot - start.
+    Returns:
+        Where the table of a class begins [classes, 16 * trellis states], and all that decoding
+        needs of a slot, 4,096 of them for every table: what the path is changed by << 48 | the
+        integer << 32 | frequency << 16 | slot - start.
     """
-    packed = tables.packed.astype(np.int64)
-    symbols = tables.first[:, None] + (packed >> 24)
-    frequencies, offsets = ((packed >> 12) & 0xFFF) + 1, packed & 0xFFF
-    both = []
-    for parity in (0, 1):
-        integers, change = symbols, np.zeros_like(symbols)
-        if tables.trellis is not None:
-            integers = 2 * symbols + parity
-            change = parity * tables.trellis.on_parity ^ (symbols & 1) * tables.trellis.on_bit
-        both.append(change << 48 | (integers & 0xFFFF) << 32 | frequencies << 16 | offsets)
-    return np.stack(both, axis=1).astype(np.uint64)
+    found = tables.kernel_cache.get(__name__)
+    if found is None:
+        choice = tables.choice[..., None] if tables.trellis is None else tables.choice
+        pairs = 2 * choice + np.arange(choice.shape[2])
+        used, places = np.unique(pairs, return_inverse=True)
+        entries = np.empty((len(used), TOTAL), dtype=np.uint64)
+        for row, pair in zip(entries, used.tolist(), strict=True):
+            row[:] = _entries(tables.tables[pair >> 1], pair & 1, tables.trellis)
+        states = np.arange(1 if tables.trellis is None else tables.trellis.states)
+        base = places.reshape(pairs.shape)[:, :, states & (pairs.shape[2] - 1)] * TOTAL
+        found = base.reshape(len(base), -1).astype(np.uint32), entries.reshape(-1)
+        tables.kernel_cache[__name__] = found
+    return found
 
 
-def _bases(tables: DecodingTables) -> NDArray[np.uint32]:
-    """Where in `_entries` the table of a class begins: [classes, 16 * trellis states]."""
-    states = np.arange(1 if tables.trellis is None else tables.trellis.states)
-    choice = tables.choice[..., None] if tables.trellis is None else tables.choice
-    parity = states & 1
-    base = (2 * choice[:, :, parity] + parity) * TOTAL
-    return base.reshape(len(base), -1).astype(np.uint32)
+def _entries(table: FrequencyTable, parity: int, trellis: Trellis | None) -> NDArray[np.int64]:
+    place = np.repeat(np.arange(len(table)), table.frequencies)
+    offsets = np.arange(TOTAL) - table.starts()[place]
+    symbols = table.first + np.arange(len(table))
+    integers, change = symbols, np.zeros_like(symbols)
+    if trellis is not None:
+        integers = 2 * symbols + parity
+        change = parity * trellis.on_parity ^ (symbols & 1) * trellis.on_bit
+    each = change << 48 | (integers & 0xFFFF) << 32 | table.frequencies << 16
+    return each[place] | offsets
 
 
 def decode_tile(
@@ -254,15 +263,6 @@ def decode_tile(
         raise BitstreamError(f"a lane wants more than the tile's {len(words)} words")
     rans.check_end(final, read, len(words))
     return integers
-
-
-def _lookups(tables: DecodingTables) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
-    """`_bases` and `_entries`, made once for all tiles of a matrix."""
-    found = tables.kernel_cache.get(__name__)
-    if found is None:
-        found = _bases(tables), _entries(tables).reshape(-1)
-        tables.kernel_cache[__name__] = found
-    return found
 
 
 def encode_tile(

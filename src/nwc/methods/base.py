@@ -23,12 +23,14 @@ class LayerWeight:
         transposed: the checkpoint holds W^T.
         row_weights: [m], second moment of the model's gradient at every output; None if it was
             not measured.
+        offset: by how much its log2 gain differs from that of all layers compressed alike.
     """
 
     name: str
     W: Tensor
     transposed: bool = False
     row_weights: Tensor | None = None
+    offset: float = 0.0
 
 
 class Importance(NamedTuple):
@@ -71,6 +73,8 @@ class LayerMethod(ABC):
     """
 
     name: str
+    waterfills: bool = False
+    """Whether it makes use of `LayerWeight.row_weights` and `offset`."""
 
     def __init__(self, codec: WeightCodec) -> None:
         self.codec = codec
@@ -84,7 +88,8 @@ class LayerMethod(ABC):
         Args:
             layers: the matrices.
             H: Hessian [n, n] of their common input; None quantises without feedback.
-            log2_gain: log2 of the gain, the reciprocal step on unit-variance weights.
+            log2_gain: log2 of the gain, the reciprocal step on unit-variance weights; every layer
+                adds its offset.
             bank: where tables shared by the file are kept.
         """
 

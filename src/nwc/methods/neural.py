@@ -67,6 +67,7 @@ class Neural(TransformCoding):
         if not codec.config.elementwise:
             super().__init__(codec, profile, device)
             return
+        self.waterfills = True
         decisions = decisions or Decisions()
         super().__init__(
             codec,

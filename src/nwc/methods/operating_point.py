@@ -84,6 +84,22 @@ def normalised(W: Float[Tensor, "m n"], log2_gain: float) -> OperatingPoint:
     return _point(W, {Section.SCALES_LOG: packed}, scales, levels, log2_gain)
 
 
+def natural_gain(
+    W: Float[Tensor, "m n"], d: Float[Tensor, " n"], g: Float[Tensor, " m"]
+) -> float | None:
+    """Mean log2(spread / step) of the columns if steps were 1 / sqrt(g_i d_k) exactly.
+
+    That one number says how much finer a layer wants to be quantised than another. None for a
+    layer without weights.
+    """
+    rows = -0.5 * _log2_floored(g, g)
+    spread = column_scales(W * torch.exp2(-rows)[:, None])
+    alive = spread > 0
+    if not alive.any() or not g.any():
+        return None
+    return float((spread[alive].log2() + 0.5 * _log2_floored(d, d[alive])[alive]).mean())
+
+
 def waterfilled(
     W: Float[Tensor, "m n"],
     d: Float[Tensor, " n"],

@@ -80,7 +80,7 @@ class TransformCoding(LayerMethod):
             importance = None
             if H is not None and factor is not None:
                 importance = Importance(H.diagonal().cpu(), factor.d.cpu(), layer.row_weights)
-            points.append(self.operating_point(layer, importance, log2_gain))
+            points.append(self.operating_point(layer, importance, log2_gain + layer.offset))
         sizes = [chunk_count(len(layer.W)) * CHUNK for layer in layers]
         columns = torch.zeros(layers[0].W.shape[1], sum(sizes), device=self.device)
         for layer, part in zip(layers, torch.split(columns, sizes, dim=1), strict=True):
@@ -113,7 +113,7 @@ class TransformCoding(LayerMethod):
         """See `LayerMethod.estimate`."""
         n = layer.W.shape[1]
         rows = chunk_count(len(layer.W)) * CHUNK
-        point = self.operating_point(layer, importance, log2_gain)
+        point = self.operating_point(layer, importance, log2_gain + layer.offset)
         columns = torch.zeros(n, rows, device=self.device)
         columns[:, : len(layer.W)] = layer.W.T
         integers = self._quantise(columns, [point], [rows], None, None)
