@@ -28,6 +28,9 @@ from nwc.coding.trellis import TRELLISES
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden"
 
 
+TILES_OF_32K = Profile(4096, 2**15)
+
+
 class Golden(NamedTuple):
     """One stream with what it must decode to."""
 
@@ -107,7 +110,7 @@ def _paths(
     columns: int,
     spread: float | np.ndarray,
     states: int,
-    profile: Profile = PROFILES["balanced"],
+    profile: Profile = TILES_OF_32K,
 ) -> np.ndarray:
     """Random paths: of the integers that the state allows, the one nearest to a normal number."""
     symbols = _normal(seed, rows, columns, spread).astype(np.int64)
@@ -146,7 +149,7 @@ def _golden(
     *,
     classes: np.ndarray | None = None,
     share: bool = True,
-    profile: Profile = PROFILES["balanced"],
+    profile: Profile = TILES_OF_32K,
     scaling: Section = Section.SCALES_LOG,
     transposed: bool = False,
     prior: FrequencyTable | None = None,

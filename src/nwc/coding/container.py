@@ -17,6 +17,7 @@ import numpy as np
 import xxhash
 
 from nwc.coding.rans import LANES
+from nwc.coding.tiling import MAX_TILE
 from nwc.coding.trellis import TRELLISES
 from nwc.errors import BitstreamError
 
@@ -29,7 +30,6 @@ SCALAR_PROFILE, TRELLIS_PROFILE = 0, 1
 """Profiles; 2 is set aside for progressive streams."""
 
 MAX_SYMBOLS = 2**32 - 1
-MAX_TILE_SYMBOLS = 2**18
 MAX_CLASSES = 16
 MAX_SECTIONS = 64
 CRITICAL_BIT = 0x8000
@@ -213,11 +213,11 @@ def _check_shape(head: Head) -> None:
     if (
         not 0 < head.tile_chunks <= head.chunks
         or not 0 < head.tile_columns <= head.columns
-        or head.tile_chunks * head.tile_columns * LANES > MAX_TILE_SYMBOLS
+        or head.tile_chunks * head.tile_columns * LANES > MAX_TILE
     ):
         raise BitstreamError(
             f"tile of {head.tile_chunks} chunks x {head.tile_columns} columns does not fit "
-            f"{head.chunks} x {head.columns} or the limit of {MAX_TILE_SYMBOLS} symbols"
+            f"{head.chunks} x {head.columns} or the limit of {MAX_TILE} symbols"
         )
     if not 1 <= head.classes <= MAX_CLASSES:
         raise BitstreamError(f"stream has {head.classes} classes, wanted 1 to {MAX_CLASSES}")

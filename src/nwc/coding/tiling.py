@@ -21,15 +21,27 @@ if TYPE_CHECKING:
 OFF_THE_TRELLIS = "lane {} leaves the trellis"
 
 
+MAX_TILE = 2**18
+"""Weights in the largest tile that the format knows."""
+
+
 class Profile(NamedTuple):
-    """How a matrix is cut into tiles: rows at most, and weights wished for."""
+    """How a matrix is cut into tiles.
+
+    Args:
+        rows: of a tile at most.
+        weights: of a tile, wished for.
+        small: matrices of so many weights at most are cut as little as the format allows: work
+            enough for many hands then lies in other matrices, and an index only costs bits.
+    """
 
     rows: int
     weights: int
+    small: int = 0
 
 
 PROFILES: dict[str, Profile] = {
-    "balanced": Profile(4096, 2**15),
+    "balanced": Profile(4096, 2**15, small=2**20),
     "archive": Profile(4096, 2**18),
     "latency": Profile(4096, 2**14),
 }
@@ -129,7 +141,8 @@ def tile_shape(chunks: int, columns: int, profile: Profile) -> tuple[int, int]:
         (256, 8)
     """
     tile_chunks = max(1, min(chunks, profile.rows // rans.LANES))
-    wished = profile.weights // (tile_chunks * rans.LANES)
+    small = chunks * rans.LANES * columns <= profile.small
+    wished = (MAX_TILE if small else profile.weights) // (tile_chunks * rans.LANES)
     return tile_chunks, max(1, min(columns, wished))
 
 
