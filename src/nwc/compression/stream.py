@@ -143,7 +143,8 @@ class BlockStream:
         blocks = list(self.skeleton.blocks)
 
         def first(*_args: Any, **_kwargs: Any) -> Any:  # noqa: ANN401
-            return (features,) if self._kind[0] is tuple else features
+            entering = features.to(self._first_batch[0].dtype)
+            return (entering,) if self._kind[0] is tuple else entering
 
         for block in blocks:
             block.forward = _passing(self._kind)

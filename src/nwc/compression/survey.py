@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -72,29 +73,39 @@ class Survey:
         """
         if (self.work.path / SURVEY_FILE).exists():
             return
-        count = len(self.plan.units)
-        self._clear_partial()
-        if not self._features(0).complete:
-            self.stream.embed(self._features(0))
-        for k, unit in enumerate(self.plan.units):
-            on_progress(k / count / 3, f"looking at block {unit[0].block}, forwards")
-            self._forward(unit)
-        last = max(self._number(unit) for unit in self.plan.units)
-        if not self._gradients(last + 1).complete:
-            self._loss(last)
-        for k, unit in enumerate(reversed(self.plan.units)):
-            on_progress((1 + 2 * k / count) / 3, f"looking at block {unit[0].block}, backwards")
-            self._backward(unit)
-        self._collect()
-
-    def _clear_partial(self) -> None:
         for path in (self.work.path / _FOLDER).glob("*.partial"):
             path.unlink()
+        count = len(self.stream.skeleton.blocks)
+        first = min(self._units)
+        if self._reached(count) is None:
+            if not self._features(0).complete:
+                self.stream.embed(self._features(0))
+            for k in range(count):
+                on_progress(k / count / 3, f"looking at block {k}, forwards")
+                self._forward(k)
+            self._loss(count)
+        reached = self._reached(count)
+        assert reached is not None
+        for k in reversed(range(first, reached)):
+            done = (count - k) / (count - first)
+            on_progress((1 + 2 * done) / 3, f"looking at block {k}, backwards")
+            self._backward(k)
+        self._collect()
 
-    def _number(self, unit: list[PlannedTensor]) -> int:
-        number = unit[0].block
-        assert number is not None
-        return number
+    def _reached(self, count: int) -> int | None:
+        """The block at whose entrance the gradient is known, nearest to the first block."""
+        for k in range(count + 1):
+            file = self._gradients(k)
+            if file.complete:
+                if k == count or (self.work.path / self._file("g", k)).exists():
+                    return k
+                file.path.unlink()  # the run was stopped before it had told what it saw
+        return None
+
+    @cached_property
+    def _units(self) -> dict[int, list[PlannedTensor]]:
+        """Matrices of every block that is not kept as it is."""
+        return {unit[0].block: unit for unit in self.plan.units if unit[0].block is not None}
 
     def _features(self, block: int) -> FeatureFile:
         return self.stream.features(self.work.features_path(block, _FOLDER))
@@ -108,8 +119,8 @@ class Survey:
         return f"{_FOLDER}/{kind}-{block:05d}.safetensors"
 
     @torch.no_grad()
-    def _forward(self, unit: list[PlannedTensor]) -> None:
-        number = self._number(unit)
+    def _forward(self, number: int) -> None:
+        unit = self._units.get(number, [])
         name = self._file("d", number)
         target = self._features(number + 1)
         if target.complete and (self.work.path / name).exists():
@@ -133,9 +144,9 @@ class Survey:
             found |= {t.name: d.clone() for t in group.tensors}
         self.work.write_tensors(name, found, {})
 
-    def _loss(self, last: int) -> None:
+    def _loss(self, count: int) -> None:
         """Gradient of the loss at the output of the last block."""
-        features, target = self._features(last + 1), self._gradients(last + 1)
+        features, target = self._features(count), self._gradients(count)
         generator = torch.Generator().manual_seed(self.seed)
         writer = target.writer()
         try:
@@ -149,12 +160,9 @@ class Survey:
         finally:
             writer.abandon()
 
-    def _backward(self, unit: list[PlannedTensor]) -> None:
-        number = self._number(unit)
-        name = self._file("g", number)
+    def _backward(self, number: int) -> None:
+        unit = self._units.get(number, [])
         target = self._gradients(number)
-        if target.complete and (self.work.path / name).exists():
-            return
         inputs, outer = self._features(number), self._gradients(number + 1)
         with self.stream.block(number) as block, _watched(block, unit) as moments:
             block.module.float()
@@ -168,15 +176,15 @@ class Survey:
                 writer.abandon()
         tokens = inputs.batches * inputs.shape[:-1].numel()
         found = {name: (total / tokens).cpu() for name, total in moments.items()}
-        self.work.write_tensors(name, _shared(unit, found), {})
-        self._gradients(number + 1).path.unlink()
-        self._features(number + 1).path.unlink(missing_ok=True)
+        self.work.write_tensors(self._file("g", number), _shared(unit, found), {})
+        outer.path.unlink()
+        inputs.path.unlink()
 
     def _collect(self) -> None:
         found: dict[str, Tensor] = {}
-        for unit in self.plan.units:
+        for number in self._units:
             for kind in ("d", "g"):
-                read = self.work.read_tensors(self._file(kind, self._number(unit)))
+                read = self.work.read_tensors(self._file(kind, number))
                 assert read is not None
                 found |= {f"{name}.{kind}": value for name, value in read[0].items()}
         self.work.write_tensors(SURVEY_FILE, found, {})
