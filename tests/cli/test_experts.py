@@ -31,7 +31,8 @@ def test_compress_load_decompress(nwc, experts, text, tmp_path):
     assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in original.items()}
     for key, value in found.items():
         error = (value - original[key].float()).norm() / original[key].float().norm()
-        assert error < 0.2, key
+        # What the text hardly needs, and a briefly trained model hardly uses, gets fewer bits.
+        assert error < 0.5, key
     dense = AutoModelForCausalLM.from_pretrained(restored, dtype=torch.float32)
     reference = AutoModelForCausalLM.from_pretrained(experts, dtype=torch.float32)
     ids = (torch.arange(32) * 2)[None]

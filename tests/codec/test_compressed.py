@@ -1,3 +1,4 @@
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,9 +13,11 @@ from nwc.coding.tiling import Profile
 from nwc.errors import BitstreamError
 from nwc.kernels import rans_numba
 from nwc.methods.base import LayerWeight
-from nwc.methods.transform_coding import TransformCoding
+from nwc.methods.ecsq import Ecsq
+from nwc.methods.neural import Neural
 
 RESIDUAL = CodecConfig(kind="residual", width=32, blocks=2, lam=100.0, nominal_log2_gain=2.0)
+RESIDUAL16 = dataclasses.replace(RESIDUAL, importance=(1.0,) * 16)
 SMALL = Profile(rows=64, weights=512)
 
 
@@ -28,14 +31,15 @@ def trained_looking(config):
     return codec
 
 
-def make(config, shape=(150, 40), transposed=False, profile=SMALL):
+def make(config, shape=(150, 40), transposed=False, profile=SMALL, bank=None):
     """A compressed matrix with calibration, and what reads it."""
     generator = torch.Generator().manual_seed(0)
     W = torch.randn(shape, generator=generator)
     X = torch.randn(500, shape[1], generator=generator) * torch.linspace(0.1, 4, shape[1])
-    codec, bank = trained_looking(config), TableBank()
-    method = TransformCoding(codec, "column_log", profile)
-    layer = LayerWeight(name="W", W=W, transposed=transposed)
+    codec, bank = trained_looking(config), TableBank() if bank is None else bank
+    method = Ecsq(profile) if config.kind == "identity" else Neural(codec, profile)
+    rows = torch.linspace(0.1, 20, shape[0]) if config.elementwise else None
+    layer = LayerWeight(name="W", W=W, transposed=transposed, row_weights=rows)
     data = method.compress([layer], X.T @ X / 500, 2.0, bank)[0].data
     return W, CompressedTensor(data, codec, bank)
 
@@ -73,12 +77,18 @@ def test_threads_of_the_matrix_product_do_not_matter(config):
 def test_the_lookup_is_the_transform(config):
     _, tensor = make(config)
     symbols = torch.from_numpy(tensor.stream.symbols())
-    levels = (
-        torch.from_numpy(tensor.stream.classes.columns).long()[:, None].expand(symbols.shape[:2])
-    )
+    if tensor.stream.head.trellis:
+        symbols = symbols / 2
+    levels = torch.from_numpy(tensor.stream.classes.full()).long()
     with torch.no_grad():
-        chunks = tensor.codec.synthesis(symbols.float(), levels, tensor.log2_gain)
-    direct = (chunks * tensor.scales[:, None, None]).flatten(1)[:, :150].T
+        # Every place in a chunk by itself, since rows may differ in class.
+        places = [
+            tensor.codec.synthesis(symbols.float(), levels[..., i], tensor.log2_gain)[..., i]
+            for i in range(16)
+        ]
+    direct = (torch.stack(places, -1) * tensor.scales[:, None, None]).flatten(1)[:, :150].T
+    if tensor.row_scales is not None:
+        direct = direct * tensor.row_scales[:, None]
     torch.testing.assert_close(tensor.weight(), direct, rtol=1e-6, atol=1e-7)
 
 
@@ -104,17 +114,22 @@ def test_errors_round_trip():
 
 
 def test_a_codec_with_fewer_levels_is_refused():
-    _, tensor = make(DEFAULT)
+    bank = TableBank()
+    _, tensor = make(DEFAULT, bank=bank)
     assert tensor.stream.head.classes > 1
+    data = bytes(tensor.stream.container.view)
     with pytest.raises(BitstreamError, match="levels, its codec 1"):
-        CompressedTensor(bytes(tensor.stream.container.view), WeightCodec(IDENTITY))
+        CompressedTensor(data, WeightCodec(IDENTITY), bank)
+    with pytest.raises(BitstreamError, match="which no residual codec reads"):
+        CompressedTensor(data, WeightCodec(RESIDUAL16), bank)
 
 
 def test_damage_is_found():
-    _, tensor = make(DEFAULT)
+    bank = TableBank()
+    _, tensor = make(DEFAULT, bank=bank)
     data = bytearray(tensor.stream.container.view)
     data[-100] ^= 1
-    damaged = CompressedTensor(bytes(data), tensor.codec)
+    damaged = CompressedTensor(bytes(data), tensor.codec, bank)
     with pytest.raises(BitstreamError, match="checksum"):
         damaged.weight()
     with pytest.raises(BitstreamError, match="does not exist"):

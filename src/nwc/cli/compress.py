@@ -74,7 +74,7 @@ class Compress(Command):
     """Tokens whose gradients are looked at."""
     trellis: Literal[0, 4, 8, 32] = 8
     """States of the trellis that quantises; 0 rounds every weight by itself."""
-    rate_weight: float = 0.05
+    rate_weight: float = 0.025
     """Price of a bit, in squared steps, when it is decided what a weight is coded as."""
     sweeps: int = 0
     """How often every column is decided again once the errors of all are known."""

@@ -190,6 +190,7 @@ def rebank(data: bytes, old: TableBank, new: TableBank) -> bytes:
         new: where its shared tables are put; those that find no room become the stream's own.
 
     Example:
+        >>> from nwc.coding.tables import FrequencyTable
         >>> table = FrequencyTable(0, np.array([4096]))
         >>> old, new = TableBank(), TableBank()
         >>> classes = Classes.by_column(np.zeros(1, np.uint8), 1)

@@ -27,14 +27,24 @@ from nwc.numerics.chunking import CHUNK, chunk_count, column_scales
 
 _SAMPLE_WEIGHTS = 2**16
 _MIN_LOG2_GAIN, _MAX_LOG2_GAIN = -4.0, 6.5
+_SLOPE_SPAN = 0.25
+"""Octaves over which the slope of the rate is measured."""
+
 _TILE_BYTES = 72
 _STREAM_BYTES = 130
 _TABLE_BYTES = 40
 _MAX_CHANGE = 0.75
 """Octaves by which finished matrices may move the gain of the others."""
 
+_OFFSETS = (-1.5, 2.5)
+"""Octaves by which a matrix may be quantised more coarsely or finely than the mean. Real layers
+differ by less; what the calibration text hardly needs is not given up altogether."""
+
 _BANK_BYTES = 400
-"""A guess at the shared tables, which are only known at the end."""
+"""A guess at the shared tables, before any are there."""
+
+_BANK_GROWTH = 0.5
+"""How much the shared tables still grow when next to nothing is compressed."""
 
 
 class Estimate(NamedTuple):
@@ -150,10 +160,13 @@ class RateController:
             change = (available - mean(bits)) / slope
             previous, before = gain, mean(bits)
             gain = _clamp(gain + change)
-            if abs(gain - previous) < 1e-3:
+            if abs(gain - previous) < 5e-3:
                 break
             bits = payload(gain)
-            slope = min(max((mean(bits) - before) / (gain - previous), 0.2), 1.5)
+            if abs(gain - previous) > _SLOPE_SPAN:  # less is noise
+                slope = min(max((mean(bits) - before) / (gain - previous), 0.2), 1.5)
+        below = payload(gain - _SLOPE_SPAN)
+        slope = min(max((mean(bits) - mean(below)) / _SLOPE_SPAN, 0.2), 1.5)
         return cls(
             target_bits=target * plan.parameters,
             fixed_bits=fixed,
@@ -182,8 +195,12 @@ class RateController:
         estimates = {name: Estimate(*fields) for name, fields in value["estimates"].items()}
         return cls(**(value | {"estimates": estimates}))
 
-    def log2_gain(self, done: Mapping[str, Done]) -> float:
+    def log2_gain(self, done: Mapping[str, Done], bank_bytes: int) -> float:
         """The gain that makes the whole as large as wanted, given what is finished.
+
+        Args:
+            done: finished matrices.
+            bank_bytes: of the tables that they share.
 
         A finished matrix shows how far the samples were off (feedback enlarges what is coded);
         those of its kind are expected to be off by as much, others by the mean. Both are drawn
@@ -210,7 +227,8 @@ class RateController:
             for e in waiting
         )
         parameters = sum(e.parameters for e in waiting)
-        missing = self.target_bits - self._spent(done, _BANK_BYTES) - expected
+        bank = max(_BANK_BYTES, bank_bytes * (1 + _BANK_GROWTH * parameters / everything))
+        missing = self.target_bits - self._spent(done, bank) - expected
         change = missing / max(1, parameters) / self.slope
         return _clamp(self.reference + min(max(change, -_MAX_CHANGE), _MAX_CHANGE))
 
@@ -242,7 +260,7 @@ class RateController:
         payload = estimate.payload_bits + self.slope * (gain - self.reference)
         return estimate.overhead_bits + payload * estimate.parameters
 
-    def _spent(self, done: Mapping[str, Done], bank_bytes: int) -> float:
+    def _spent(self, done: Mapping[str, Done], bank_bytes: float) -> float:
         streams = sum(self._stored(name, d.size) for name, d in done.items())
         return self.fixed_bits + 8 * (streams + bank_bytes)
 
@@ -313,7 +331,8 @@ def _samples(
     mean /= max(1, sum(weights.values()))
     for name, gain in natural.items():
         layer, importance = samples[name]
-        samples[name] = dataclasses.replace(layer, offset=gain - mean), importance
+        offset = min(max(gain - mean, _OFFSETS[0]), _OFFSETS[1])
+        samples[name] = dataclasses.replace(layer, offset=offset), importance
     return samples
 
 

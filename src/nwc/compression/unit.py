@@ -77,6 +77,7 @@ class UnitCompressor:
     row_weights: Mapping[str, Tensor] = field(default_factory=dict)
     drifted: bool = False
     seed: int = 0
+    _bank: TableBank = field(init=False, default_factory=TableBank)
 
     def run(self, unit: int, on_progress: Callable[[str], None] = lambda note: None) -> None:
         """Compress a unit, or what is left of it.
@@ -103,9 +104,13 @@ class UnitCompressor:
             self._block(unit, number, block, done, on_progress)
 
     def _done(self, units: range) -> dict[str, Done]:
+        """What is finished of some units; the tables that they share are taken note of."""
         done = {}
+        self._bank = TableBank()
         for unit in units:
             for name in self.work.group_files(unit):
+                for table in self.work.read_bank(name).tables:
+                    self._bank.place(table)
                 facts_of = self.work.read_facts(name)
                 assert facts_of is not None
                 for key, facts in facts_of["tensors"].items():
@@ -204,6 +209,8 @@ class UnitCompressor:
             finished = self._compress(group, block, done, final=final)
             self.work.write_group(unit, counter, finished)
         done |= {t.name: Done(len(t.data), t.log2_gain) for t in finished.tensors}
+        for table in finished.bank.tables:
+            self._bank.place(table)
         if block is None:
             return
         for planned, tensor in zip(group.tensors, finished.tensors, strict=True):
@@ -226,7 +233,7 @@ class UnitCompressor:
             )
             for t in group.tensors
         ]
-        gain = self.controller.log2_gain(done)
+        gain = self.controller.log2_gain(done, self._bank_bytes())
         tried: list[tuple[float, float]] = []
         best: tuple[float, list[CompressedLayer], TableBank] | None = None
         # After the last group nothing else absorbs the error: it is compressed until it fits.
@@ -254,13 +261,11 @@ class UnitCompressor:
             warnings=warnings,
         )
 
-    def _bank_bytes(self, last: TableBank) -> int:
-        """Size of the tables that all groups share, given the last group's."""
-        bank = TableBank()
-        files = [f for unit in range(len(self.plan.units)) for f in self.work.group_files(unit)]
-        for tables in (*map(self.work.read_bank, files), last):
-            for table in tables.tables:
-                bank.place(table)
+    def _bank_bytes(self, last: TableBank | None = None) -> int:
+        """Size of the tables that groups share, as far as this unit may know; `last` with them."""
+        bank = TableBank(self._bank.tables)
+        for table in last.tables if last is not None else ():
+            bank.place(table)
         return len(bank.to_bytes()) if bank.tables else 0
 
     def _matrix(self, tensor: PlannedTensor, block: nn.Module | None) -> Tensor:

@@ -28,7 +28,7 @@ class Decisions:
     """
 
     trellis: int = 8
-    rate_weight: float = 0.05
+    rate_weight: float = 0.025
     sweeps: int = 0
 
     def __post_init__(self) -> None:

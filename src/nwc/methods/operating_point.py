@@ -115,24 +115,28 @@ def waterfilled(
         log2_gain: mean over the columns of log2(spread / step).
     """
     rows = torch.zeros(len(W)) if g is None else -0.5 * _log2_floored(g, g)
-    spread = column_scales(W * torch.exp2(-rows)[:, None])
+    normal = W * torch.exp2(-rows)[:, None]
+    spread = column_scales(normal)
     alive = spread > 0
     if not alive.any():
         return normalised(W, log2_gain)
-    # Quiet columns are dead ones; they take no part in what follows.
+    # Dead columns take no part in what follows.
     step = torch.where(alive, -0.5 * _log2_floored(d, d[alive]), torch.zeros_like(spread))
     gain = torch.where(alive, spread, torch.ones_like(spread)).log2() - step
     shift = log2_gain - gain[alive].mean()
     gain, step = gain + shift, step - shift
-    # A table holds 256 symbols, which sets the finest step.
-    coarser = (gain - max(MAX_LOG2_GAIN, log2_gain)).clamp_min(0)
-    gain, step = gain - coarser, step + coarser
-
     excess = torch.zeros(len(W))
     if g is not None:
-        normal = W * torch.exp2(-rows)[:, None] * torch.where(alive, 1 / spread, 0)
-        excess = column_scales(normal.T) * (W.shape[1] / int(alive.sum())) ** 0.5
-        excess = torch.where(excess > 0, excess, torch.ones_like(excess)).log2()
+        excess = _excess(normal, spread, alive)
+    # A table holds 256 symbols, which sets the finest step; what leaves it costs a patch.
+    most = max(MAX_LOG2_GAIN, log2_gain)
+    coarser = (gain - most + float(excess.quantile(0.95))).clamp_min(0)
+    coarser = torch.minimum(coarser, (gain - log2_gain).clamp_min(0))
+    gain, step = gain - coarser, step + coarser
+    coarser = (excess - most + float(gain[alive].max())).clamp_min(0)
+    coarser = torch.minimum(coarser, excess.clamp_min(0))
+    excess, rows = excess - coarser, rows + coarser
+
     # A class decides tables and reconstruction points; the step is right whatever the class.
     row_class = (CLASSES_PER_OCTAVE * (excess - excess.min())).round().clamp_max(7)
     most = MAX_CLASSES - 1 - int(row_class.max())
@@ -140,6 +144,8 @@ def waterfilled(
     above = (CLASSES_PER_OCTAVE * (gain - highest)).round().clamp(-most, 0)
     column_class = torch.where(alive, above - above[alive].min(), torch.zeros_like(above))
     base = float(highest) + float(above[alive].min()) / CLASSES_PER_OCTAVE + float(excess.min())
+    # The scales take up the difference, and all matrices can share their tables.
+    base = round(CLASSES_PER_OCTAVE * base) / CLASSES_PER_OCTAVE
     finest = int(CLASSES_PER_OCTAVE * max(0.0, MAX_LOG2_GAIN - base))
     column_class = column_class.clamp_max(finest)
     row_class = row_class.clamp_max(finest - int(column_class.max()))
@@ -154,6 +160,13 @@ def waterfilled(
     padded[: len(W)] = row_class.to(torch.uint8).numpy()
     classes = Classes(point.classes.columns, padded.reshape(-1, CHUNK))
     return point._replace(row_scales=row_scales, classes=classes)
+
+
+def _excess(normal: Tensor, spread: Tensor, alive: Tensor) -> Tensor:
+    """log2 of how much wider each row spreads than its columns do on average."""
+    ratio = normal * torch.where(alive, 1 / spread, torch.zeros_like(spread))
+    wider = column_scales(ratio.T) * (len(spread) / int(alive.sum())) ** 0.5
+    return torch.where(wider > 0, wider, torch.ones_like(wider)).log2()
 
 
 def _log2_floored(values: Tensor, typical: Tensor) -> Tensor:
