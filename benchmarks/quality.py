@@ -31,6 +31,17 @@ METHODS: dict[str, tuple[str, ...]] = {
     # Six networks of 1 M parameters would be most of a small model's file.
     "nwc paper": ("--preset", "paper", "--codec-by-reference"),
     "ecsq": ("--method", "ecsq"),
+    # Steps after the columns' d alone, scalar, no price on bits: what WaterSIC does, in a file.
+    "watersic style": ("--waterfill", "columns", "--trellis", "0", "--rate-weight", "0"),
+    # One part of the default left out.
+    "without trellis": ("--trellis", "0"),
+    "without layers and rows": ("--waterfill", "columns"),
+    "without rows": ("--waterfill", "layers"),
+    "without a price on bits": ("--rate-weight", "0"),
+    # Another choice in one place.
+    "4 states": ("--trellis", "4"),
+    "32 states": ("--trellis", "32"),
+    "a sweep": ("--sweeps", "1"),
 }
 
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -57,7 +68,7 @@ class Quality:
     """JSONL file to add rows to."""
     bits: tuple[float, ...] = (3.0, 4.0, 5.0, 6.0)
     """Bits per parameter over the compressed tensors."""
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = tuple(METHODS)[:3]
     """Which of the methods."""
     variants: tuple[str, ...] = ("feedback", "data-free")
     """Which of the variants."""
