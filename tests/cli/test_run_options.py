@@ -196,3 +196,48 @@ def test_one_window_is_too_little_to_tune_with(nwc, llama, text, tmp_path):
     made = nwc("compress", llama, "--output", tmp_path / "out", *options)
     assert made.code == 0
     assert "without fine-tuning: 100 tokens make one window" in made.err
+
+
+def test_distilled_norms_are_in_the_file(nwc, llama, text, tmp_path):
+    out, plain = tmp_path / "out", tmp_path / "plain"
+    how = ["--calibration", text, "--calibration-tokens", "2048", "--no-recovery", "--bits", "3"]
+    made = nwc("compress", llama, "--output", out, *how, "--distill-tokens", "2048")
+    assert made.code == 0, made.err
+    assert nwc("compress", llama, "--output", plain, *how).code == 0
+    facts = json.loads((out / "report.json").read_text())["distillation"]
+    assert facts["after"] <= facts["before"]
+    original, found = load_file(llama / "model.safetensors"), load_file(out / "model.safetensors")
+    without = load_file(plain / "model.safetensors")
+    norms = [key for key in original if "norm" in key]
+    assert any(not torch.equal(original[key], found[key]) for key in norms) == (facts["steps"] > 0)
+    assert all(torch.equal(original[key], without[key]) for key in norms)
+    streams = [key for key in without if key.endswith(".nwc")]
+    assert all(torch.equal(without[key], found[key]) for key in streams)  # not a bit is added
+    assert nwc("verify", out).code == 0
+
+
+def test_distillation_wants_text(nwc, llama, tmp_path):
+    out = tmp_path / "out"
+    made = nwc("compress", llama, "--output", out, "--data-free", "--distill-tokens", "100")
+    assert made.code == 2
+    assert "--distill-tokens wants --calibration" in made.err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--trellis", "0"],
+        ["--trellis", "32", "--sweeps", "1"],
+        ["--preset", "light"],
+        ["--waterfill", "columns"],
+    ],
+)
+def test_ways_to_quantise(nwc, llama, text, tmp_path, options):
+    out = tmp_path / "out"
+    how = ["--calibration", text, "--calibration-tokens", "2048", "--no-recovery", "--bits", "4"]
+    made = nwc("compress", llama, "--output", out, *how, *options, "--json")
+    assert made.code == 0, made.err
+    assert abs(made.json["bits_per_parameter"]["tensors"] / 4 - 1) < 0.005
+    command = json.loads((out / "report.json").read_text())["command"]
+    assert " ".join(options) in command
+    assert nwc("verify", out).code == 0

@@ -101,6 +101,7 @@ def report(
         },
         "tensors": tensors,
         "blocks": [_block(dice, b, blocks) for b in range(blocks)] if recovery else [],
+        "distillation": None,
         "kept": kept,
         "warnings": [],
     } | changes

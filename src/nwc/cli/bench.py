@@ -31,7 +31,7 @@ class Bench(Command):
     """Bits per symbol or weight."""
     size: int = 4096
     """Rows and columns of the matrix (suite tensor)."""
-    preset: Literal["default", "paper", "ecsq"] = "default"
+    preset: Literal["default", "light", "paper", "ecsq"] = "default"
     """Codec (suite tensor)."""
     repeats: int = 5
     """Counted runs of each side."""

@@ -48,8 +48,9 @@ class Compress(Command):
     """Instead: bits per parameter of the whole folder, kept tensors and all."""
     method: Literal["nwc", "ecsq"] = "nwc"
     """nwc: the learned codec; ecsq: entropy-coded uniform scalar quantisation."""
-    preset: Literal["default", "paper"] = "default"
-    """Codec of method nwc: one small codec for every rate, or the paper's six networks."""
+    preset: Literal["default", "light", "paper"] = "default"
+    """Codec of method nwc: one small codec for every rate, one without any transform, or the
+    paper's six networks."""
     calibration: Calibration = None
     """Text file, .jsonl file with "text" fields, or data set NAME[:CONFIG[:SPLIT]]."""
     data_free: bool = False
@@ -78,6 +79,9 @@ class Compress(Command):
     """Price of a bit, in squared steps, when it is decided what a weight is coded as."""
     sweeps: int = 0
     """How often every column is decided again once the errors of all are known."""
+    distill_tokens: int = 0
+    """Tokens of the calibration text on which norms and biases are tuned end to end at the end,
+    towards the original's predictions. Holds both models in memory; 0 leaves it out."""
     keep: Patterns = ()
     """Pattern (* and ?) of tensors to leave as they are; may be given several times."""
     profile: Literal["balanced", "archive", "latency"] = "balanced"
@@ -217,8 +221,13 @@ class Compress(Command):
                 f"--calibration-tokens is {self.calibration_tokens} and --context {self.context}, "
                 "wanted at least 1 and 2"
             )
-        if self.survey_tokens < 1:
-            raise ConfigError(f"--survey-tokens is {self.survey_tokens}, wanted at least 1")
+        if self.survey_tokens < 1 or self.distill_tokens < 0:
+            raise ConfigError(
+                f"--survey-tokens is {self.survey_tokens} and --distill-tokens "
+                f"{self.distill_tokens}, wanted at least 1 and 0"
+            )
+        if self.distill_tokens and not self.calibration:
+            raise ConfigError("--distill-tokens wants --calibration")
         if self.workers < 1 or self.threads < 0 or self.recovery_steps < 1:
             raise ConfigError(
                 f"--workers is {self.workers}, --threads {self.threads}, --recovery-steps "

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -21,7 +22,9 @@ from nwc.cli.arguments import usable_device
 from nwc.cli.console import err, progress
 from nwc.codec.model import WeightCodec
 from nwc.coding.tiling import PROFILES
+from nwc.compression.distillation import DistillationConfig, distil
 from nwc.compression.executor import CALIBRATION_FILE, RATE_FILE, Job
+from nwc.compression.pipeline import CompressedUnit
 from nwc.compression.plan import Plan, make_plan, require_skeleton
 from nwc.compression.rate_control import RateController
 from nwc.compression.recovery import RecoveryConfig, fast_bf16
@@ -42,6 +45,7 @@ from nwc.methods.registry import METHODS
 if TYPE_CHECKING:
     from nwc.cli.compress import Compress
 
+DISTILLED_FILE = "distilled.safetensors"
 _CONFIG_BYTES = 330
 """What the facts add to config.json."""
 
@@ -93,18 +97,43 @@ class Preparation:
             stream = BlockStream(
                 self.source, require_skeleton(self.plan), windows, device=self.job.device
             )
-            with progress("looking at the model", 1) as advance:
-                seen = 0.0
-
-                def show(share: float, note: str) -> None:
-                    nonlocal seen
-                    advance(share - seen, note)
-                    seen = share
-
+            with self._shown("looking at the model") as show:
                 Survey(self.plan, stream, self.work, self.job.seed).run(show)
             survey = read_survey(self.work, by_row=self.job.waterfill == "rows")
         with err.status("sampling the weights to find the step"):
             self.work.write_json(RATE_FILE, self._controller(survey).to_json())
+
+    def distilled(
+        self, units: list[CompressedUnit]
+    ) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+        """Norms and biases tuned end to end, if that was asked for, and what came of it."""
+        if self.windows is None or not self.options.distill_tokens:
+            return {}, None
+        found = self.work.read_tensors(DISTILLED_FILE)
+        if found is None:
+            count = max(2, self.options.distill_tokens // self.windows.shape[1])
+            with self._shown("tuning norms and biases end to end") as show:
+                changed, facts = distil(
+                    self.plan, self.source, self.job.method.codec, units, self.windows[:count],
+                    DistillationConfig(seed=self.job.seed),
+                    device=self.job.device, on_progress=show,
+                )  # fmt: skip
+            found = changed, dataclasses.asdict(facts)
+            self.work.write_tensors(DISTILLED_FILE, *found)
+        return found
+
+    @contextmanager
+    def _shown(self, title: str) -> Iterator[Callable[[float, str], None]]:
+        """A bar for work that says which share of it is done."""
+        with progress(title, 1) as advance:
+            seen = 0.0
+
+            def show(share: float, note: str) -> None:
+                nonlocal seen
+                advance(share - seen, note)
+                seen = share
+
+            yield show
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -130,6 +159,7 @@ class Preparation:
             "--seed": options.seed,
             "--threads": job.threads,
             "--device": job.device,
+            "--distill-tokens": options.distill_tokens,
             "fine-tuning": None if job.recovery is None else dataclasses.asdict(job.recovery),
             "torch": torch.__version__,
             "transformers": version("transformers"),

@@ -37,6 +37,7 @@ def write_result(
     preparation: Preparation, units: list[CompressedUnit], *, replace: bool
 ) -> list[str]:
     """Write the output folder, replacing one if that is allowed; returns warnings."""
+    distilled, distillation = preparation.distilled(units)
     options, source, plan = preparation.options, preparation.source, preparation.plan
     tensors = {t.name: t for t in plan.tensors}
     tuned: dict[str, Tensor] = {}
@@ -48,6 +49,7 @@ def write_result(
         tuned |= changed
         if history:
             blocks.append({"block": unit.block, "groups": history})
+    tuned |= distilled
     with CheckpointWriter(
         options.output, source.folder, overwrite=replace,
         scratch=preparation.work.path / "output",
@@ -68,6 +70,7 @@ def write_result(
         checkpoint = Checkpoint(scratch, options.codec)
         found = inspection(checkpoint)
         report = make_report(preparation, found, about, blocks, warnings)
+        report["distillation"] = distillation
         report["hash"] = checkpoint.facts["hash"]
         preparation.work.write_json(_PUBLISHED, report["hash"])
         writer.publish(_files(report, found["file_bytes"]))
@@ -147,6 +150,7 @@ def make_report(
             for t in plan.tensors
         ],
         "blocks": [_block(block) for block in blocks],
+        "distillation": None,
         "kept": [
             {
                 "name": key,
@@ -240,7 +244,8 @@ def command(preparation: Preparation) -> str:
     kind = "--bits" if options.file_bits is None else "--file-bits"
     words += [kind, f"{preparation.asked:g}"]
     defaults = type(options).__dataclass_fields__
-    for name in ("method", "preset", "profile", "features", "seed", "recovery_steps",
+    for name in ("method", "preset", "profile", "waterfill", "survey_tokens", "trellis",
+                 "rate_weight", "sweeps", "features", "seed", "recovery_steps", "distill_tokens",
                  "calibration", "calibration_tokens", "context", "codec", "threads"):  # fmt: skip
         value = getattr(options, name)
         if value != defaults[name].default:

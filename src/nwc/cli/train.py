@@ -14,7 +14,7 @@ import tyro
 import nwc
 from nwc.cli.arguments import CodecOutput, Patterns
 from nwc.cli.console import Command, err, out, print_json, progress, quiet_transformers
-from nwc.codec.config import DEFAULT, PAPER_LAMBDAS, CodecConfig, paper
+from nwc.codec.config import DEFAULT, LIGHT, PAPER_LAMBDAS, CodecConfig, paper
 from nwc.compression.plan import make_plan
 from nwc.compression.source import SourceCheckpoint, find_model
 from nwc.errors import ConfigError
@@ -35,7 +35,7 @@ class Train(Command):
     """Folders of safetensors, or hub names."""
     output: CodecOutput
     """Codec file to write; its card goes beside it as .json, its log as .jsonl."""
-    preset: Literal["default", "paper"] = "default"
+    preset: Literal["default", "light", "paper"] = "default"
     """Shape of the codec."""
     lam: int = 1000
     """lambda of preset paper: 30, 50, 100, 300, 1000 or 10000; more is finer."""
@@ -123,8 +123,8 @@ class Train(Command):
         return 0
 
     def _shape(self) -> CodecConfig:
-        if self.preset == "default":
-            return DEFAULT
+        if self.preset in ("default", "light"):
+            return DEFAULT if self.preset == "default" else LIGHT
         if self.lam not in PAPER_LAMBDAS:
             raise ConfigError(f"--lam is {self.lam}, wanted one of {PAPER_LAMBDAS}")
         return paper(self.lam)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from nwc.errors import ConfigError
 
-Kind = Literal["compander", "skip", "residual", "identity"]
+Kind = Literal["compander", "skip", "light", "residual", "identity"]
 
 PAPER_LAMBDAS = (30, 50, 100, 300, 1000, 10000)
 """Rate-distortion weights of the paper's six codecs (Table 3)."""
@@ -30,8 +30,9 @@ class CodecConfig:
 
     Args:
         kind: `compander` (a learned correction of every weight by itself around a scalar
-            quantiser, one codec for every rate), `skip` (the same for a chunk jointly),
-            `residual` (the paper's networks, one codec per lambda) or `identity` (no transform).
+            quantiser, one codec for every rate), `skip` (the same for a chunk jointly), `light`
+            (no transform, but a prior for every rate), `residual` (the paper's networks, one codec
+            per lambda) or `identity` (neither).
         width: hidden units of both transforms.
         blocks: residual blocks in each transform (kind `residual` only).
         importance: lambda_I of every importance level, lowest first (paper Eq. 5).
@@ -58,7 +59,8 @@ class CodecConfig:
         object.__setattr__(self, "importance", tuple(float(v) for v in self.importance))
         if self.kind not in get_args(Kind):
             raise ConfigError(f"codec kind {self.kind!r} is not one of {get_args(Kind)}")
-        if self.kind != "identity" and not 1 <= self.width <= 4096:
+        bare = self.kind in ("light", "identity")
+        if not bare and not 1 <= self.width <= 4096:
             raise ConfigError(f"codec width {self.width} is not in 1 ... 4096")
         if self.kind == "residual" and not (1 <= self.blocks <= 64 and self.lam):
             raise ConfigError("a residual codec wants blocks in 1 ... 64 and a lambda")
@@ -83,12 +85,12 @@ class CodecConfig:
     @property
     def gain_conditioned(self) -> bool:
         """Whether one codec serves every gain, so that levels can be any offsets of it."""
-        return self.kind in ("compander", "skip")
+        return self.kind in ("compander", "skip", "light")
 
     @property
     def elementwise(self) -> bool:
         """Whether the transforms treat every weight by itself, so that a lookup can decode."""
-        return self.kind in ("identity", "compander")
+        return self.kind in ("identity", "light", "compander")
 
     @property
     def channels_share_tables(self) -> bool:
@@ -119,6 +121,9 @@ DEFAULT = CodecConfig(
 
 Its levels are half an octave of gain apart (`methods.operating_point.waterfilled`).
 """
+
+LIGHT = CodecConfig(kind="light", importance=DEFAULT.importance)
+"""Preset `light`: a weight is a multiple of half its step; nothing is looked up or transformed."""
 
 IDENTITY = CodecConfig(kind="identity", importance=(1.0,))
 """No transform and a single level: uniform scalar quantisation."""

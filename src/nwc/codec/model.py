@@ -33,8 +33,8 @@ class WeightCodec(nn.Module):
 
     The kinds `compander` and `skip` are z = g x + f_a(x, log2 g) and (z + f_s(z / g, log2 g)) / g:
     corrections in units of the step 1 / g. `residual` is the paper's pair of networks, fed with
-    chunks rescaled by 2^(gain - nominal) to reach the rates between two lambdas. `identity` has
-    no parameters.
+    chunks rescaled by 2^(gain - nominal) to reach the rates between two lambdas. `light` and
+    `identity` have no transforms.
     Everywhere log2 gain means the same: at high rates the error is 2^(-2 gain) / 12.
 
     Args:
@@ -63,6 +63,8 @@ class WeightCodec(nn.Module):
             self.g_a = ResidualTransform(config.width, config.blocks, start)
             self.g_s = ResidualTransform(config.width, config.blocks, inverse)
             self.density = EntropyBottleneck(CHUNK, scale=4.0 * float(gains.mean()))
+        elif config.kind == "light":
+            self.density = EntropyBottleneck(1)
         elif config.kind != "identity":
             size = 1 if config.kind == "compander" else CHUNK
             self.g_a = Correction(size, config.width)
@@ -128,17 +130,18 @@ class WeightCodec(nn.Module):
             noise: samples from [-1/2, 1/2).
         """
         assert self.density is not None
-        assert self.g_a is not None
-        assert self.g_s is not None
         if self.config.kind == "residual":
+            assert self.g_a is not None
+            assert self.g_s is not None
             z = self.g_a(chunks, level) + noise
             restored = self.g_s(z, level)
             likelihood = self.density.likelihood(z.float().T).T
         else:
             c = log2_gain[:, None]
             step = torch.exp2(-c)
-            z = chunks / step + self.g_a(chunks, c) + noise
-            restored = (z + self.g_s(z * step, c)) * step
+            z = chunks / step + noise
+            z = z if self.g_a is None else z + self.g_a(chunks, c)
+            restored = (z if self.g_s is None else z + self.g_s(z * step, c)) * step
             gain = c.exp2().expand_as(z).reshape(1, -1)
             likelihood = self.density.likelihood(z.float().reshape(1, -1), gain).view_as(z)
         bits = -likelihood.log2().mean(dim=-1)

@@ -175,14 +175,14 @@ class FineTuner:
         taken = 0
         with (
             _Snapshot(parameters, self._scratch) as kept,
-            _StepInBackward(parameters, frozen, config.learning_rate) as adam,
+            StepInBackward(parameters, frozen, config.learning_rate) as adam,
         ):
             check_every = max(1, config.steps // config.checks)
-            for step, i in enumerate(_shuffled(self.train, config.steps, seed), start=1):
+            for step, i in enumerate(shuffled(self.train, config.steps, seed), start=1):
                 adam.scale(0.5 * (1 + math.cos(math.pi * (step - 1) / config.steps)))
                 self._loss(i).backward()
                 if step % check_every == 0 or step == config.steps:
-                    with _stored_as(parameters, stored):
+                    with stored_as(parameters, stored):
                         error = self._held_out_error()
                         if error < best:
                             best, taken = error, step
@@ -245,7 +245,7 @@ class _Snapshot:
                 p.copy_(torch.frombuffer(data, dtype=torch.float32).view(p.shape))
 
 
-class _StepInBackward:
+class StepInBackward:
     """Adam for each parameter, which steps as soon as the gradient is there and then drops it.
 
     So gradients never exist all together. Parameters take gradients inside the context only.
@@ -301,7 +301,7 @@ class _StepInBackward:
 
 
 @contextmanager
-def _stored_as(
+def stored_as(
     parameters: dict[str, nn.Parameter], stored: dict[str, torch.dtype]
 ) -> Iterator[None]:
     """Some parameters are rounded inside."""
@@ -316,7 +316,7 @@ def _stored_as(
                 parameters[path].copy_(value)
 
 
-def _shuffled(batches: list[int], steps: int, seed: int) -> list[int]:
+def shuffled(batches: list[int], steps: int, seed: int) -> list[int]:
     """So many batches in random order, all of them before any comes again."""
     generator = torch.Generator().manual_seed(seed)
     order: list[int] = []
