@@ -41,7 +41,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     models = list(dict.fromkeys(row["model"] for row in rows))
     mpl.rcParams |= {"font.size": 9, "svg.hashsalt": "nwc", "axes.spines.top": False}
     mpl.rcParams |= {"axes.spines.right": False}
-    figure, axes = plt.subplots(1, len(models), figsize=(4.1 * len(models), 3.4), squeeze=False)
+    figure, axes = plt.subplots(1, len(models), figsize=(4.1 * len(models), 3.9), squeeze=False)
     for axis, model in zip(axes[0], models, strict=True):
         for calibrated in (True, False):
             for series in SERIES:
@@ -64,8 +64,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     axes[0][-1].plot(
         [], [], ":", color="0.5", marker="o", markerfacecolor="white", label="data-free"
     )
-    axes[0][-1].legend(frameon=False, fontsize=8, loc="upper right")
-    figure.tight_layout()
+    handles, labels = axes[0][-1].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8, loc="lower center", ncols=3)
+    figure.tight_layout(rect=(0, 0.12, 1, 1))
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
 
 

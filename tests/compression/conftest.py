@@ -106,6 +106,7 @@ def prepare(tmp_path):
             recovery=RecoveryConfig(steps=steps) if steps else None,
             order="experts" if any(t.role for t in plan.tensors) else "dense",
             waterfill="columns",
+            survey_tokens=0,
             drifted=drifted,
             seed=0,
             device="cpu",

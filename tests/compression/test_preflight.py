@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -23,6 +25,14 @@ def test_what_costs_more_is_forecast_so(llama, prepare):
     assert free.seconds < calibrated.seconds < tuned.seconds
     assert free.memory_bytes < calibrated.memory_bytes <= tuned.memory_bytes
     assert free.disk_bytes < calibrated.disk_bytes < tuned.disk_bytes
+
+
+def test_a_survey_takes_its_time(llama, prepare):
+    windows = torch.zeros(64, 32, dtype=torch.long)
+    run = prepare(llama, calibrated=True)
+    surveyed = dataclasses.replace(run.job, survey_tokens=1024)
+    with_survey = preflight(run.plan, run.source, surveyed, windows, 1, SPEED)
+    assert with_survey.seconds > forecast(run, windows).seconds
 
 
 def test_workers_share_the_time(llama, prepare):

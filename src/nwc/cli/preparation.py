@@ -92,8 +92,8 @@ class Preparation:
         if self.work.read_json(RATE_FILE) is not None:
             return
         survey: dict[str, Sensitivity] = {}
-        if self.windows is not None and self.job.waterfill != "columns":
-            windows = self.windows[: max(1, self.options.survey_tokens // self.windows.shape[1])]
+        if self.windows is not None and self.job.survey_tokens:
+            windows = self.windows[: max(1, self.job.survey_tokens // self.windows.shape[1])]
             stream = BlockStream(
                 self.source, require_skeleton(self.plan), windows, device=self.job.device
             )
@@ -154,7 +154,7 @@ class Preparation:
             "--keep": list(options.keep),
             "--profile": options.profile,
             "--waterfill": job.waterfill,
-            "--survey-tokens": options.survey_tokens if job.waterfill != "columns" else 0,
+            "--survey-tokens": job.survey_tokens,
             "decisions": dataclasses.asdict(options.decisions),
             "--seed": options.seed,
             "--threads": job.threads,
@@ -268,6 +268,7 @@ def prepare(options: Compress, folder: Path) -> Preparation:
     windows = None if options.calibration is None else _windows(options, plan, folder)
     work = WorkFolder(work_path(options.output))
     recovery = _recovery(options, plan, windows, device)
+    waterfill = options.waterfill if method.waterfills and windows is not None else "columns"
     job = Job(
         folder=folder,
         keep=options.keep,
@@ -276,7 +277,8 @@ def prepare(options: Compress, folder: Path) -> Preparation:
         calibrated=windows is not None,
         recovery=recovery,
         order="experts" if any(t.role for t in plan.tensors) else "dense",
-        waterfill=options.waterfill if method.waterfills else "columns",
+        waterfill=waterfill,
+        survey_tokens=0 if waterfill == "columns" else options.survey_tokens,
         drifted=_drifted(options, fine_tuned=recovery is not None),
         seed=options.seed,
         device=device,

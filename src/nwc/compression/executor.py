@@ -50,6 +50,7 @@ class Job:
         recovery: fine-tuning; None leaves it out.
         order: name of an entry of `recovery.ORDERS`.
         waterfill: over columns, layers and columns, or rows as well (`survey.WATERFILLS`).
+        survey_tokens: tokens that the survey looks at; 0 if there is none.
         drifted: see `UnitCompressor`.
         seed: of everything random.
         device: where blocks run.
@@ -64,6 +65,7 @@ class Job:
     recovery: RecoveryConfig | None
     order: str
     waterfill: str
+    survey_tokens: int
     drifted: bool
     seed: int
     device: str

@@ -166,6 +166,9 @@ def _seconds(plan: Plan, job: Job, windows: Tensor | None, speed: Speed) -> floa
         ) // max(1, _experts(unit) // 2)
         inputs = sum(stack[0].n ** 2 for stack in _shared(unit) if not stack[0].role)
         seconds += 2 * tokens * (weights * product + inputs * exact)
+        # The survey: forwards, forwards again for the gradient, and backwards.
+        seen = min(tokens, job.survey_tokens)
+        seconds += 2 * seen * (weights * (product + 2 * exact) + inputs * exact)
         if job.recovery is not None:
             stages = 3
             batch = min(_BATCH_TOKENS, tokens)
