@@ -111,6 +111,7 @@ def select(rows: list[Row], series: Series, *, hadamard: bool) -> list[Row]:
         wanted = (series.states, WEIGHTS[series.states], "balanced", "columns")
         names = ("states", "rate_weight", "tiles", "steps")
         mine = [row for row in mine if tuple(row[name] for name in names) == wanted]
+        mine = [row for row in mine if "rows" not in row]
     return sorted(mine, key=lambda row: row["asked"])
 
 
@@ -144,6 +145,7 @@ def _describe(row: Row) -> str:
     if row["scheme"] != "nwc":
         return row["scheme"].replace("*", r"\*") + (", RHT" if row["hadamard"] else "")
     name = f"nwc, {row['states']} states, λ {row['rate_weight']:g}, tiles {row['tiles']}"
+    name += f", {row['rows']} rows" if "rows" in row else ""
     return name + (", equal steps" if row["steps"] == "equal" else "")
 
 

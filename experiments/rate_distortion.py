@@ -69,6 +69,12 @@ BOOK_BITS = 10
 """Codebooks of vector quantisation have 2^10 vectors, or those of two dimensions."""
 
 
+SHAPES = (64, 256, 1024, 16384)
+"""Rows of further matrices of Gaussian samples, of as many weights."""
+
+SHAPES_BITS = 4
+
+
 class Scale(NamedTuple):
     """How much is measured.
 
@@ -216,7 +222,8 @@ def sources(config: RateDistortion, folder: Path) -> Iterator[Source]:
             matrices = matrices[:2]
         # Even rows train codebooks, so that half of the measured samples is not theirs.
         training = np.concatenate([W[::2].numpy().reshape(-1) for W in matrices])
-        shape = _draw("laplace", 2**20, config.seed)
+        # The paper takes a Laplace distribution; these weights are nearer to themselves.
+        shape = np.random.default_rng(config.seed).permutation(training)
         yield Source(model.resolve().name, matrices, training, shape, seed=config.seed)
 
 
@@ -232,7 +239,9 @@ def run(config: RateDistortion) -> None:
             bench.measure(source)
 
 
-IDENTITY = ("source", "scheme", "hadamard", "asked", "states", "rate_weight", "tiles", "steps")
+IDENTITY = (
+    "source", "scheme", "hadamard", "asked", "states", "rate_weight", "tiles", "steps", "rows",
+)  # fmt: skip
 
 
 def _identity(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -320,29 +329,51 @@ class Bench:
 
     def _ours(self, source: Source) -> None:
         iid = source.density is not None
-        options = [
-            *((8, weight, "balanced", "columns") for weight in (0.025, 0.05, 0.1)),
-            *((states, weight, "balanced", "columns")
-              for states, weight in itertools.product((0, 4, 32), (0.025, 0.1))),
-            *((states, 0.1, "archive", "columns") for states in (8, 32)),
-        ]  # fmt: skip
-        if not iid:
+        options = [(8, weight, "balanced", "columns") for weight in (0.025, 0.05, 0.1)]
+        options += [(32, weight, "balanced", "columns") for weight in (0.025, 0.1)]
+        options += [(states, 0.1, "balanced", "columns") for states in (0, 4)]
+        if iid:
+            options += [(states, 0.025, "balanced", "columns") for states in (0, 4)]
+            options += [(states, 0.1, "archive", "columns") for states in (8, 32)]
+        else:
             # Steps in proportion to a column's spread are not those of least squared error.
             options += [(8, weight, "balanced", "equal") for weight in (0.025, 0.1)]
             options += [(32, 0.1, "balanced", "equal")]
-        for (states, weight, tiles, steps), bits in itertools.product(options, self.config.bits):
+        for each, bits in itertools.product(options, self.config.bits):
+            self._our_row(source, bits, *each)
+        if source.name == "gaussian" and SHAPES_BITS in self.config.bits:
+            # A lane's path starts anew in every column, which short columns pay for.
+            for rows, states in itertools.product(SHAPES, (0, 8, 32)):
+                self._our_row(source, SHAPES_BITS, states, 0.1, "balanced", "columns", rows)
+
+    def _our_row(
+        self,
+        source: Source,
+        bits: int,
+        states: int,
+        weight: float,
+        tiles: str,
+        steps: str,
+        rows: int | None = None,
+    ) -> None:
+        row = {"source": source.name, "scheme": "nwc", "hadamard": False, "asked": bits}
+        row |= {"states": states, "rate_weight": weight, "tiles": tiles, "steps": steps}
+        matrices, profile = source.matrices, PROFILES[tiles]
+        if rows is not None:
+            row["rows"] = rows
+            matrices = [source.matrices[0].view(rows, -1)]
+        if source.density is not None:
             # A matrix of so few weights would be cut less than the large one that it stands for.
-            profile = PROFILES[tiles]._replace(small=0) if iid else PROFILES[tiles]
-            decisions = Decisions(trellis=states, rate_weight=weight)
-            row = {"source": source.name, "scheme": "nwc", "hadamard": False, "asked": bits}
-            row |= {"states": states, "rate_weight": weight, "tiles": tiles, "steps": steps}
-            self._row(
-                source,
-                row,
-                lambda p=profile, d=decisions, e=steps == "equal", b=bits: _at_rate(
-                    b, lambda step: _compressed(source.matrices, step, p, d, equal=e)
-                ),
-            )
+            profile = profile._replace(small=0)
+        decisions = Decisions(trellis=states, rate_weight=weight)
+        equal = steps == "equal"
+        self._row(
+            source,
+            row,
+            lambda: _at_rate(
+                bits, lambda step: _compressed(matrices, step, profile, decisions, equal=equal)
+            ),
+        )
 
     def _row(
         self, source: Source, row: dict[str, Any], measure: Callable[[], Measurement]
