@@ -9,8 +9,8 @@ are not measured again. `plot_rate_distortion.py` draws them.
 What counts as rate:
 
 - `sq`, `vq`, `tcq`, `tcq*`, `rptc`, `1mad`: the fixed rate. Codebooks are free, and so is the
-  trellis's first state. Codebooks of `sq` and `vq` are made for other samples than they are
-  measured on.
+  trellis's first state. Codebooks of `sq` and `vq` are made for other i.i.d. samples than they are
+  measured on; for real weights they are made for every other row and measured on all.
 - `ecsq`, `ecsq optimal`: the entropy of the integers, of each matrix by itself, free tables.
 - `nwc`: every byte of every stream, and the bank of tables. I.i.d. samples form one matrix of 4096
   rows, cut into tiles as a 4096 x 4096 matrix would be, so that the index weighs what it weighs
@@ -220,7 +220,7 @@ def sources(config: RateDistortion, folder: Path) -> Iterator[Source]:
             matrices.append(W / W.square().mean().sqrt())
         if config.scale == "tiny":
             matrices = matrices[:2]
-        # Even rows train codebooks, so that half of the measured samples is not theirs.
+        # Half of what is measured; a codebook made for all of it would look better than it is.
         training = np.concatenate([W[::2].numpy().reshape(-1) for W in matrices])
         # The paper takes a Laplace distribution; these weights are nearer to themselves.
         shape = np.random.default_rng(config.seed).permutation(training)
