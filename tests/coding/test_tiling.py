@@ -34,7 +34,7 @@ def test_a_tile_fits_matrix_profile_and_decoder(chunks, columns, name):
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [("balanced", (256, 8)), ("archive", (256, 64)), ("latency", (256, 4))],
+    [("balanced", (256, 16)), ("archive", (256, 64)), ("latency", (256, 4))],
 )
 def test_shapes_of_the_profiles(name, shape):
     assert tile_shape(256, 4096, PROFILES[name]) == shape

@@ -85,7 +85,7 @@ class Compress(Command):
     keep: Patterns = ()
     """Pattern (* and ?) of tensors to leave as they are; may be given several times."""
     profile: Literal["balanced", "archive", "latency"] = "balanced"
-    """Weights in an independently decodable tile: 32 K, 256 K or 16 K."""
+    """Weights in an independently decodable tile: 64 K, 256 K or 16 K."""
     codec: CodecFile = None
     """Codec file to use instead of a shipped one."""
     codec_by_reference: bool = False

@@ -41,7 +41,7 @@ class Profile(NamedTuple):
 
 
 PROFILES: dict[str, Profile] = {
-    "balanced": Profile(4096, 2**15, small=2**20),
+    "balanced": Profile(4096, 2**16, small=2**20),
     "archive": Profile(4096, 2**18),
     "latency": Profile(4096, 2**14),
 }
@@ -138,7 +138,7 @@ def tile_shape(chunks: int, columns: int, profile: Profile) -> tuple[int, int]:
 
     Example:
         >>> tile_shape(256, 4096, PROFILES["balanced"])
-        (256, 8)
+        (256, 16)
     """
     tile_chunks = max(1, min(chunks, profile.rows // rans.LANES))
     small = chunks * rans.LANES * columns <= profile.small
