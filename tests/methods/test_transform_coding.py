@@ -140,3 +140,24 @@ def test_an_unusable_hessian_names_the_layer():
     H = torch.full((8, 8), float("nan"))
     with pytest.raises(CalibrationError, match=r"layer 0: .*non-finite"):
         compress(method("ecsq"), [matrix(16, 8)], H)
+
+
+def test_without_feedback_a_tile_is_one_path():
+    # Short columns: deciding each by itself would cost a bit a lane and column.
+    W, how = matrix(32, 400), method("default")
+    tensor = compress(how, [W], None, 3.0)[0]
+    bits = 16 * tensor.stream.head.words / W.numel()
+    E = W - tensor.weight()
+    gap = bits + 0.5 * float((E.square().mean() / W.square().mean()).log2())
+    assert gap < 0.13  # 0.24 column by column
+    assert tensor.errors.relative == pytest.approx(float(E.norm() / W.norm()), rel=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(33, 70), (64,), (5000,)])
+def test_tiles_and_layers_are_paths_of_their_own(sizes):
+    how = method("default")
+    matrices = [matrix(m, 24, seed=m) for m in sizes]
+    for W, tensor in zip(matrices, compress(how, matrices, None, 2.5), strict=True):
+        E = W - tensor.weight()
+        assert tensor.errors.relative == pytest.approx(float(E.norm() / W.norm()), rel=1e-5)
+        assert tensor.errors.relative < 0.06

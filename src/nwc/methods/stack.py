@@ -42,6 +42,11 @@ class Stack(ABC):
     def quantise(self, column: int, target: Tensor) -> Tensor:
         """Choose the integers of a column; what they are decoded to [rows]."""
 
+    def quantise_all(self, columns: Tensor) -> None:
+        """Quantise [n, rows] without feedback, overwriting it with the errors."""
+        for k, column in enumerate(columns):
+            column -= self.quantise(k, column)
+
 
 class ChunkStack(Stack):
     """For transforms that see a chunk at once: transform, round.
@@ -137,6 +142,38 @@ class PathStack(Stack):
         self.path = decision.path
         self.integers[column] = decision.integers
         return torch.from_numpy(decision.restored).to(target.device)
+
+    def quantise_all(self, columns: Tensor) -> None:
+        """Choose the integers of all columns at once, a tile a path: no column waits for another.
+
+        Args:
+            columns: [n, rows], W^T of the stacked layers; overwritten with the errors.
+        """
+        starts = CHUNK * self.segments.starts
+        for i, layer in enumerate(self.segments.layers.tolist()):
+            rows = slice(int(starts[i]), int(starts[i + 1]))
+            for start in range(0, len(columns), int(self.strips[i])):
+                tile = np.s_[start : start + int(self.strips[i]), rows]
+                part = columns[tile].cpu().numpy()
+                scales = self.scales[tile[0], i, None] * self.row_scales[rows]
+                classes = self.classes[tile[0], i, None] + self.row_classes[rows]
+                decision = decide(
+                    Column(
+                        targets=part.reshape(-1),
+                        scales=np.ones(1, dtype=np.float32),
+                        row_scales=scales.reshape(-1),
+                        classes=np.zeros(1, dtype=np.int64),
+                        row_classes=classes.reshape(-1),
+                        weights=np.ones(1),
+                        path=np.zeros((1, CHUNK), dtype=np.int8),
+                        ends=self.free[:1],
+                    ),
+                    Segments(starts=np.array([0, part.size // CHUNK]), layers=np.array([layer])),
+                    self.codebook,
+                )
+                self.integers[tile] = decision.integers.reshape(part.shape)
+                restored = torch.from_numpy(decision.restored.reshape(part.shape))
+                columns[tile] -= restored.to(columns.device)
 
     def prepare_sweeps(self, diagonal: Tensor, d: Tensor) -> None:
         """From now on `improve` is called.

@@ -163,8 +163,7 @@ class TransformCoding(LayerMethod):
         """Integers [n, rows] of the stacked W^T in `columns`, which are overwritten with E^T."""
         stack = self._stack(columns, points, sizes)
         if factor is None or H is None:
-            for k, column in enumerate(columns):
-                column -= stack.quantise(k, column)
+            stack.quantise_all(columns)
             return stack.integers
         feedback(columns, factor.upper, stack.quantise)
         if self.sweeps and isinstance(stack, PathStack):
