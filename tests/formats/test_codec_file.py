@@ -80,7 +80,11 @@ def test_files_that_are_no_codec(path, change, message):
 
 def test_shipped_codecs_load_and_have_cards():
     shipped = shipped_codecs()
-    assert set(shipped) == {"default", *(f"paper-{v}" for v in (30, 50, 100, 300, 1000, 10000))}
+    assert set(shipped) == {
+        "default",
+        "light",
+        *(f"paper-{v}" for v in (30, 50, 100, 300, 1000, 10000)),
+    }
     for name, path in shipped.items():
         card = json.loads(path.with_suffix(".json").read_text())
         assert CodecConfig.from_dict(card["codec"]) == load_config(path), name

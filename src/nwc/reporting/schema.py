@@ -178,7 +178,6 @@ _REPORT = _object(
     ),
     tensors=_many(_TENSOR),
     blocks=_many(_object(block=_whole, groups=_many(_GROUP))),
-    distillation=_maybe(_object(tokens=_whole, before=_amount, after=_amount, steps=_whole)),
     kept=_many(
         _object(
             name=_text,
