@@ -58,6 +58,11 @@ class OperatingPoint(NamedTuple):
     classes: Classes
     log2_gain: float
 
+    def part(self, columns: slice) -> OperatingPoint:
+        """That of some columns, without sections."""
+        classes = self.classes.part(columns, slice(None))
+        return self._replace(sections={}, scales=self.scales[columns], classes=classes)
+
 
 def by_levels(
     W: Float[Tensor, "m n"], diagonal: Tensor | None, log2_gain: float, codec: WeightCodec

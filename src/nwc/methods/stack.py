@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nwc.codec.model import WeightCodec
-from nwc.coding.tables import PATCH_BITS, FrequencyTable
 from nwc.coding.tiling import Profile, tile_shape
 from nwc.coding.trellis import Trellis
 from nwc.kernels.viterbi_numba import FREE
+from nwc.methods.code_lengths import FIRST_SYMBOL
 from nwc.methods.operating_point import OperatingPoint
 from nwc.numerics.chunking import CHUNK
 from nwc.quantizers.trellis import Codebook, Column, Segments, decide, price, restore
 
 SYMBOL_LIMIT = 2**15 - 1
-
-Priors = Callable[[int, float], list[FrequencyTable] | None]
-"""(class, log2 gain of class 0) -> tables by parity, if the codec has a density."""
 
 
 class Stack(ABC):
@@ -96,7 +92,7 @@ class PathStack(Stack):
         points: see `Stack`.
         sizes: see `Stack`.
         columns: see `Stack`.
-        priors: what symbols cost.
+        lengths: for each layer what symbols cost, by class and parity.
         trellis: None for scalar quantisation.
         rate_weight: lambda, in squared steps per bit.
         profile: tile size; lanes start anew in every tile.
@@ -110,7 +106,7 @@ class PathStack(Stack):
         sizes: list[int],
         columns: int,
         *,
-        priors: Priors,
+        lengths: list[np.ndarray],
         trellis: Trellis | None,
         rate_weight: float,
         profile: Profile,
@@ -120,7 +116,7 @@ class PathStack(Stack):
         tiles = [tile_shape(size // CHUNK, columns, profile) for size in sizes]
         self.segments = Segments.of([s // CHUNK for s in sizes], [shape[0] for shape in tiles])
         self.strips = np.array([tiles[layer][1] for layer in self.segments.layers])
-        self.codebook = _codebook(codec, points, priors, trellis, rate_weight, spread)
+        self.codebook = _codebook(codec, points, lengths, trellis, rate_weight, spread)
         layers = self.segments.layers
         self.scales = np.stack([p.scales.numpy() for p in points], 1)[:, layers]
         self.classes = np.stack([p.classes.columns for p in points], 1)[:, layers]
@@ -241,13 +237,13 @@ class PathStack(Stack):
 def _codebook(
     codec: WeightCodec,
     points: list[OperatingPoint],
-    priors: Priors,
+    lengths: list[np.ndarray],
     trellis: Trellis | None,
     rate_weight: float,
     spread: float,
 ) -> Codebook:
     parities = 1 if trellis is None else 2
-    count = max(int(p.classes.columns.max()) + int(p.classes.rows.max()) for p in points) + 1
+    count = max(map(len, lengths))
     # Feedback makes some weights larger than they were.
     reach = min(parities * (2 * int(spread) + 64), SYMBOL_LIMIT - 15) // CHUNK * CHUNK
     integers = torch.arange(-reach, reach).float().view(-1, CHUNK) / parities
@@ -262,18 +258,13 @@ def _codebook(
             integers.expand(count, -1, CHUNK), each, torch.tensor(point.log2_gain)
         )
         values[i] = synthesis.reshape(count, -1).cpu().numpy()
-        for level in range(count) if rate_weight else ():
-            for parity, table in enumerate(priors(level, point.log2_gain) or ()):
-                costs[i, level, parity] = rate_weight * _lengths(table)
+        costs[i, : len(lengths[i])] = rate_weight * lengths[i]
     return Codebook(
-        steps=steps, values=values, first=-reach, costs=costs, first_symbol=-128, trellis=trellis
+        steps=steps,
+        values=values,
+        first=-reach,
+        costs=costs,
+        first_symbol=FIRST_SYMBOL,
+        trellis=trellis,
     )
 
-
-def _lengths(table: FrequencyTable) -> np.ndarray:
-    """Code lengths of symbols -128 ... 127; what the table lacks costs a patch."""
-    lengths = np.full(256, float(PATCH_BITS))
-    place = table.first + 128
-    found = table.code_lengths()
-    lengths[place : place + len(table)] = np.where(np.isinf(found), PATCH_BITS, found)
-    return lengths

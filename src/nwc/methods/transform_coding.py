@@ -24,11 +24,15 @@ from nwc.coding.tiling import PROFILES, Profile
 from nwc.coding.trellis import TRELLISES
 from nwc.errors import CalibrationError
 from nwc.kernels.backend import encode_tile
+from nwc.methods import code_lengths
 from nwc.methods.base import CompressedLayer, Importance, LayerMethod, LayerWeight
 from nwc.methods.operating_point import OperatingPoint
 from nwc.methods.stack import ChunkStack, PathStack, Stack
 from nwc.numerics.chunking import CHUNK, chunk_count
 from nwc.numerics.ldlq import LDL, feedback, ldl, proxy_loss, sweep
+
+_COUNTED = 2**16
+"""Weights of a matrix that are quantised to learn what symbols cost."""
 
 _PRIOR_GRID = 4
 """Prior tables are made for gains rounded to quarter octaves, so that tensors can share them."""
@@ -127,7 +131,13 @@ class TransformCoding(LayerMethod):
             names = ", ".join(layer.name for layer in layers)
             raise CalibrationError(f"{names}: {error}") from error
 
-    def _stack(self, columns: Tensor, points: list[OperatingPoint], sizes: list[int]) -> Stack:
+    def _stack(
+        self,
+        columns: Tensor,
+        points: list[OperatingPoint],
+        sizes: list[int],
+        lengths: list[np.ndarray],
+    ) -> Stack:
         n = len(columns)
         if not self.codec.config.elementwise:
             return ChunkStack(self.codec, points, sizes, n, self.device)
@@ -145,7 +155,7 @@ class TransformCoding(LayerMethod):
             points,
             sizes,
             n,
-            priors=self._prior,
+            lengths=lengths,
             trellis=self.trellis,
             rate_weight=self.rate_weight,
             profile=self.profile,
@@ -161,7 +171,7 @@ class TransformCoding(LayerMethod):
         factor: LDL | None,
     ) -> np.ndarray:
         """Integers [n, rows] of the stacked W^T in `columns`, which are overwritten with E^T."""
-        stack = self._stack(columns, points, sizes)
+        stack = self._stack(columns, points, sizes, self._lengths(columns, points, sizes))
         if factor is None or H is None:
             stack.quantise_all(columns)
             return stack.integers
@@ -172,6 +182,25 @@ class TransformCoding(LayerMethod):
             for _ in range(self.sweeps):
                 sweep(columns, H, stack.improve)
         return stack.integers
+
+    def _lengths(
+        self, columns: Tensor, points: list[OperatingPoint], sizes: list[int]
+    ) -> list[np.ndarray]:
+        """What symbols cost: the codec's prior, corrected by what a part of the columns takes."""
+        if not self.rate_weight or self.codec.density is None:
+            parities = 1 if self.trellis is None else 2
+            return [np.zeros((_groups(p), parities, code_lengths.SYMBOLS)) for p in points]
+        lengths = [code_lengths.of_tables(self._priors_of(point)) for point in points]
+        part = slice(None, None, max(1, columns.numel() // (_COUNTED * len(points))))
+        sample = columns[part].clone()
+        parts = [point.part(part) for point in points]
+        stack = self._stack(sample, parts, sizes, lengths)
+        stack.quantise_all(sample)
+        pieces = np.split(stack.integers, np.cumsum(sizes)[:-1], axis=1)
+        return [
+            code_lengths.counted(before, self._census(integers, point))
+            for before, integers, point in zip(lengths, pieces, parts, strict=True)
+        ]
 
     def _prior(self, level: int, log2_gain: float) -> list[FrequencyTable] | None:
         """Tables of a class by lane, or by parity."""
@@ -192,6 +221,11 @@ class TransformCoding(LayerMethod):
             ]
         return self._priors[level, grid]
 
+    def _priors_of(self, point: OperatingPoint) -> list[list[FrequencyTable]]:
+        """Tables of every class of a matrix."""
+        found = [self._prior(level, point.log2_gain) for level in range(_groups(point))]
+        return [tables for tables in found if tables is not None]
+
     def _census(self, integers: np.ndarray, point: OperatingPoint) -> Iterator[Cell]:
         return census(
             integers.reshape(len(integers), -1, CHUNK),
@@ -211,10 +245,9 @@ class TransformCoding(LayerMethod):
     ) -> bytes:
         integers = np.ascontiguousarray(rows)
         groups = _groups(point)
-        found = [self._prior(k, point.log2_gain) for k in range(groups)]
-        priors = None if found[0] is None else [p for p in found if p is not None]
+        priors = self._priors_of(point)
         tables = choose_tables(
-            self._census(integers, point), groups, priors, paired=self.trellis is not None
+            self._census(integers, point), groups, priors or None, paired=self.trellis is not None
         )
         return bitstream.encode(
             integers.reshape(len(integers), -1, CHUNK),
@@ -224,7 +257,7 @@ class TransformCoding(LayerMethod):
             trellis=self.trellis,
             profile=self.profile,
             bank=bank,
-            bank_tables=frozenset(t.key for p in priors or [] for t in p),
+            bank_tables=frozenset(t.key for group in priors for t in group),
             extra={**point.sections, Section.ERRORS: errors.to_bytes()},
             transposed=layer.transposed,
             tile_encoder=encode_tile,
