@@ -26,13 +26,15 @@ import tyro
 import nwc
 from nwc.evaluation.benchmark import machine
 
+PLAIN = ("--waterfill", "columns", "--trellis", "0", "--rate-weight", "0")
+
 METHODS: dict[str, tuple[str, ...]] = {
     "nwc default": (),
     # Six networks of 1 M parameters would be most of a small model's file.
     "nwc paper": ("--preset", "paper", "--codec-by-reference"),
     "ecsq": ("--method", "ecsq"),
     # Steps after the columns' d alone, scalar, no price on bits: what WaterSIC does, in a file.
-    "watersic style": ("--waterfill", "columns", "--trellis", "0", "--rate-weight", "0"),
+    "watersic style": PLAIN,
     # One part of the default left out.
     "without trellis": ("--trellis", "0"),
     "without layers and rows": ("--waterfill", "columns"),
@@ -42,6 +44,15 @@ METHODS: dict[str, tuple[str, ...]] = {
     "4 states": ("--trellis", "4"),
     "32 states": ("--trellis", "32"),
     "a sweep": ("--sweeps", "1"),
+    "light": ("--preset", "light"),
+    "distillation": ("--distill-tokens", "131072"),
+    # One part alone, beside what is called watersic style here.
+    "plain and trellis": ("--waterfill", "columns", "--rate-weight", "0"),
+    "plain and rows": ("--trellis", "0", "--rate-weight", "0"),
+    "plain and a price": ("--waterfill", "columns", "--trellis", "0"),
+    "plain and a sweep": (*PLAIN, "--sweeps", "1"),
+    "plain and distillation": (*PLAIN, "--distill-tokens", "131072"),
+    "plain and light": (*PLAIN, "--preset", "light"),
 }
 
 VARIANTS: dict[str, tuple[str, ...]] = {
