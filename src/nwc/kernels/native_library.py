@@ -45,7 +45,7 @@ class Synthesis(ctypes.Structure):
         ("steps", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
         ("columns", ctypes.c_int64),
-        ("chunks", ctypes.c_int64),
+        ("step", ctypes.c_int64),
         ("rows", ctypes.c_int64),
         ("count", ctypes.c_int64),
         ("stride", ctypes.c_int64),
@@ -85,6 +85,8 @@ def load() -> Loaded:
     library.nwc_fill_entries.argtypes = [void, void, number, void]
     library.nwc_fill_entries.restype = None
     library.nwc_decode.argtypes = [ctypes.c_int, void, void, number, void, number]
+    library.nwc_prefer_large_pages.argtypes = [void, ctypes.c_size_t]
+    library.nwc_prefer_large_pages.restype = None
     library.nwc_synthesise.argtypes = [ctypes.c_int, void]
     return Loaded(library, best=library.nwc_level())
 

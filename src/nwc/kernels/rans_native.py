@@ -28,6 +28,7 @@ _TILE = np.dtype(
         ("classes", np.uintp),
         ("columns", np.int64),
         ("integers", np.uintp),
+        ("stride", np.int64),
         ("states", np.uint32, rans.LANES),
         ("read", np.int64),
     ],
@@ -84,14 +85,19 @@ def decode_tiles(
     library, level = native_library.library(), native_library.level()
     columns = np.ascontiguousarray(classes.columns)
     rows = np.ascontiguousarray(classes.rows)
-    integers = np.empty((len(columns), len(rows), rans.LANES), dtype=np.int16)
+    # Columns an odd number of cache lines apart: whoever reads across them then finds each in a
+    # place of its own, not all in one set of the cache.
+    spare = 2 if len(tiles) > 1 and len(rows) % 4 == 0 else 0
+    whole = np.empty((len(columns), len(rows) + spare, rans.LANES), dtype=np.int16)
+    integers = whole[:, : len(rows)]
     words = [np.ascontiguousarray(tile.words, dtype="<u2") for tile in tiles]
     jobs = np.zeros(len(tiles), dtype=_TILE)
     place = 0
     for job, tile, data in zip(jobs, tiles, words, strict=True):
         job["words"], job["word_count"] = data.ctypes.data, len(data)
         job["classes"], job["columns"] = columns.ctypes.data + place, tile.columns
-        job["integers"] = integers.ctypes.data + place * len(rows) * 2 * rans.LANES
+        job["integers"] = whole.ctypes.data + place * whole.strides[0]
+        job["stride"] = whole.strides[0] // whole.itemsize
         job["states"] = tile.states
         place += tile.columns
     if place != len(columns):

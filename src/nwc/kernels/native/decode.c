@@ -24,9 +24,9 @@ NWC_INLINE void run(const plan *plan, cursor *c, int64_t columns, const int trel
     uint32_t x[LANES], path[LANES];
     memcpy(x, c->states, sizeof x);
     memcpy(path, c->paths, sizeof path);
-    int16_t *out = c->tile->integers + c->column * plan->chunks * LANES;
     for (int64_t column = c->column; column < c->column + columns; column++) {
         const uint32_t class = c->tile->classes[column];
+        int16_t *out = c->tile->integers + column * c->tile->stride;
         for (int64_t chunk = 0; chunk < plan->chunks; chunk++, out += LANES) {
             if (chunk % BLOCK == 0) next = nwc_secure(c, next);
             for (int lane = 0; lane < LANES; lane++) {

@@ -31,13 +31,13 @@ TARGET NWC_INLINE void run(const plan *plan, cursor *c, int64_t columns, const i
     const __m256i on_parity = _mm256_set1_epi32(t->on_parity);
     const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     const unsigned char *next = c->next;
-    int16_t *out = c->tile->integers + c->column * plan->chunks * LANES;
     __m256i x[2], path[2];
     UNROLL for (int h = 0; h < 2; h++) {
         x[h] = _mm256_loadu_si256((const __m256i *)(c->states + 8 * h));
         path[h] = _mm256_loadu_si256((const __m256i *)(c->paths + 8 * h));
     }
     for (int64_t column = 0; column < columns; column++) {
+        int16_t *out = c->tile->integers + (c->column + column) * c->tile->stride;
         const int place0 = 2 * LANES * c->tile->classes[c->column + column];
         for (int64_t chunk = 0; chunk < plan->chunks; chunk += BLOCK) {
             const int64_t stop = chunk + BLOCK < plan->chunks ? chunk + BLOCK : plan->chunks;

@@ -38,12 +38,14 @@ TARGET NWC_INLINE void run(const plan *plan, cursor **cursors, int64_t columns, 
         x[j] = _mm512_loadu_si512(c->states);
         path[j] = _mm512_loadu_si512(c->paths);
         next[j] = c->next;
-        out[j] = c->tile->integers + c->column * chunks * LANES;
         base0[j] = base1[j] = first0[j] = first1[j] = group[j] = _mm512_setzero_si512();
     }
     for (int64_t column = 0; column < columns; column++) {
         UNROLL for (int j = 0; j < width; j++) {
-            const int class = cursors[j]->tile->classes[cursors[j]->column + column];
+            const nwc_tile *tile = cursors[j]->tile;
+            const int64_t at = cursors[j]->column + column;
+            const int class = tile->classes[at];
+            out[j] = tile->integers + at * tile->stride;
             const int place = 2 * class * LANES;
             if (layout == BY_COLUMN) {
                 base0[j] = _mm512_loadu_si512(t->base + place);

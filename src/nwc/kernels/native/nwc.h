@@ -43,24 +43,25 @@ typedef struct {
     int64_t word_count;
     const uint8_t *classes; /* [columns] */
     int64_t columns;
-    int16_t *integers; /* [columns, chunks, 16], written */
+    int16_t *integers; /* [columns, chunks, 16], `stride` elements from column to column; written */
+    int64_t stride;
     uint32_t states[LANES]; /* those of the index; afterwards those that decoding ends at */
     int64_t read;           /* words read; -1 if they ran out, -2 if another tile's did before */
 } nwc_tile;
 
 /* How integers become weights: value of (class, integer) * scale of column * scale of row. */
 typedef struct {
-    const int16_t *integers;       /* [columns, chunks, 16] */
+    const int16_t *integers;       /* [columns, chunks, 16], `step` elements from column to column */
     const uint8_t *column_classes; /* [columns] */
-    const uint8_t *row_classes;    /* [chunks, 16] */
+    const uint8_t *row_classes;    /* [rows] */
     const float *column_scales;    /* [columns] */
     const float *row_scales;       /* [rows] */
     const float *values;           /* [classes, count], of the integers first, first + 1, ... */
     const float *steps;            /* [16] by class if a value is integer * step; else NULL */
     unsigned char *out; /* of (row r, column c): element r stride + c, or c stride + r */
     int64_t columns;
-    int64_t chunks;
-    int64_t rows; /* 16 (chunks - 1) < rows <= 16 chunks; the others are padding, never written */
+    int64_t step;
+    int64_t rows; /* without padding, which is never written */
     int64_t count;
     int64_t stride; /* in elements */
     int32_t first;
@@ -76,6 +77,7 @@ NWC_EXPORT void nwc_fill_entries(const uint16_t *frequencies, const int64_t *siz
                                  uint32_t *entries);
 NWC_EXPORT int nwc_decode(int level, const nwc_tables *tables, nwc_tile *tiles, int64_t count,
                           const uint8_t *rows, int64_t chunks);
+NWC_EXPORT void nwc_prefer_large_pages(void *start, size_t size);
 NWC_EXPORT int nwc_synthesise(int level, const nwc_synthesis *synthesis);
 
 #endif

@@ -40,7 +40,7 @@ static uint16_t to_f16(float value) {
 void nwc_synthesise_part(const nwc_synthesis *s, int64_t column, int64_t column_stop, int64_t row,
                          int64_t row_stop) {
     for (int64_t c = column; c < column_stop; c++) {
-        const int16_t *integers = s->integers + c * s->chunks * LANES;
+        const int16_t *integers = s->integers + c * s->step;
         for (int64_t r = row; r < row_stop; r++) {
             int64_t class = s->column_classes[c] + s->row_classes[r];
             float value = s->values[class * s->count + integers[r] - s->first];

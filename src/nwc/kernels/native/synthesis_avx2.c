@@ -47,7 +47,7 @@ TARGET static void by_column(const nwc_synthesis *s, int64_t rows) {
     for (int64_t c = 0; c < s->columns; c++) {
         const __m256 scale = _mm256_set1_ps(s->column_scales[c]);
         const __m256i class = _mm256_set1_epi32(s->column_classes[c]);
-        const int16_t *integers = s->integers + c * s->chunks * LANES;
+        const int16_t *integers = s->integers + c * s->step;
         for (int64_t r = 0; r < rows; r += LANES) {
             __m256 value[2];
             for (int h = 0; h < 2; h++) {
@@ -66,8 +66,8 @@ TARGET static void by_row(const nwc_synthesis *s, int64_t rows, int64_t columns)
     for (int64_t r = 0; r < rows; r += LANES)
         for (int64_t c = 0; c < columns; c += LANES) {
             __m256i square[LANES];
-            const int16_t *integers = s->integers + c * s->chunks * LANES + r;
-            for (int i = 0; i < LANES; i++, integers += s->chunks * LANES)
+            const int16_t *integers = s->integers + c * s->step + r;
+            for (int i = 0; i < LANES; i++, integers += s->step)
                 square[i] = _mm256_loadu_si256((const __m256i *)integers);
             nwc_transpose(square);
             for (int i = 0; i < LANES; i++) {
