@@ -169,9 +169,17 @@ class CompressedTensor:
         return job.result()
 
     def decoding(
-        self, dtype: torch.dtype = torch.float32, decoder: TileDecoder | None = None
+        self,
+        dtype: torch.dtype = torch.float32,
+        decoder: TileDecoder | None = None,
+        out: Tensor | None = None,
     ) -> Decoding:
         """The work of `weight`, in parts that any thread may do.
+
+        Args:
+            dtype: of the weights.
+            decoder: see `weight`.
+            out: where to put them, contiguous, of this tensor's shape and dtype; None: anew.
 
         Raises:
             BitstreamError: the checksum of the stream does not match.
@@ -179,7 +187,7 @@ class CompressedTensor:
         self.stream.container.check_hash()
         elementwise = self.codec.config.elementwise
         if decoder is None and elementwise and dtype in _FUSED and backend() == "native":
-            return self._fused(dtype)
+            return self._fused(torch.empty(self.shape, dtype=dtype) if out is None else out)
         head = self.stream.head
         columns = torch.empty(head.columns, head.rows, dtype=dtype)
 
@@ -191,15 +199,15 @@ class CompressedTensor:
             place[:, start : start + values.shape[1]] = values
 
         def result() -> Tensor:
-            return columns if head.transposed else columns.T.contiguous()
+            weight = columns if head.transposed else columns.T.contiguous()
+            return weight if out is None else out.copy_(weight)
 
         return Decoding(len(self.stream.tiles), part, result)
 
-    def _fused(self, dtype: torch.dtype) -> Decoding:
+    def _fused(self, out: Tensor) -> Decoding:
         """Decoding and synthesis in C, a band of tiles at a time, into place."""
         first, values = self._lookup
         rows = torch.ones(self.stream.head.rows) if self.row_scales is None else self.row_scales
-        out = torch.empty(self.shape, dtype=dtype)
         synthesis = Synthesis(
             Values(
                 first=first,
@@ -210,7 +218,7 @@ class CompressedTensor:
             Output(
                 address=out.data_ptr(),
                 count=out.numel(),
-                dtype=_FUSED[dtype],
+                dtype=_FUSED[out.dtype],
                 stride=self.shape[1],
                 by_column=self.stream.head.transposed,
             ),
