@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import NamedTuple
 
@@ -114,6 +116,19 @@ def library() -> ctypes.CDLL:
 def levels() -> tuple[str, ...]:
     """Names of the instruction sets that this processor has, the best one last."""
     return LEVELS[: load().best + 1]
+
+
+@contextmanager
+def forced(name: str) -> Iterator[None]:
+    """Use an instruction set, as if NWC_NATIVE_LEVEL named it."""
+    before = os.environ.get("NWC_NATIVE_LEVEL")
+    os.environ["NWC_NATIVE_LEVEL"] = name
+    try:
+        yield
+    finally:
+        del os.environ["NWC_NATIVE_LEVEL"]
+        if before is not None:
+            os.environ["NWC_NATIVE_LEVEL"] = before
 
 
 def level() -> int:
