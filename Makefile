@@ -8,12 +8,13 @@ BIN := .venv/bin
 READY := .venv/.ready
 MODEL := examples/books-llama
 DEMO := runs/demo
+NATIVE := hatch_build.py $(wildcard src/nwc/kernels/native/*.[ch])
 
 .PHONY: setup demo test check docs clean
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "python 3.11 or newer is needed, got $$($(PYTHON) --version); set PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv .venv
@@ -52,4 +53,4 @@ docs: $(READY)
 	$(BIN)/python tools/make_cli_reference.py
 
 clean:
-	rm -rf .venv runs build dist $(MODEL)
+	rm -rf .venv runs build dist $(MODEL) src/nwc/kernels/native/libnwc.*

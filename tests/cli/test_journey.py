@@ -177,6 +177,12 @@ def test_keep_leaves_tensors_alone(nwc, llama, tmp_path):
     assert not any("layers.0." in name or "down_proj" in name for name in names)
 
 
+def test_bench_prints_a_table(nwc):
+    outcome = nwc("bench", "decode", "--size", "64", "--repeats", "1")
+    assert outcome.code == 0
+    assert "| preset | bits | decoder | threads |" in outcome.out
+
+
 def test_bench_tensor(nwc):
     found = nwc("bench", "tensor", "--size", "128", "--repeats", "1", "--json").json
     assert found["decode"]["ratio_to_safetensors"] > 0

@@ -26,7 +26,7 @@ from nwc.errors import ConfigError, FormatError
 from nwc.evaluation.perplexity import evaluate, strided
 from nwc.evaluation.zero_shot import run_tasks
 from nwc.formats.checkpoint import is_compressed
-from nwc.integrations.loading import load_model
+from nwc.integrations.loading import load_model, open_checkpoint
 from nwc.integrations.tokenizer import tokenizer_of
 
 if TYPE_CHECKING:
@@ -143,7 +143,9 @@ class Eval(Command):
         device = usable_device(self.device)
         dtype = DTYPES[self.dtype]
         if is_compressed(folder):
-            return load_model(folder, dtype, device, self.codec)
+            keys = open_checkpoint(folder, self.codec).keys()
+            with progress("loading", len(keys)) as advance:
+                return load_model(folder, dtype, device, self.codec, lambda key: advance(1, key))
         from transformers import AutoModelForCausalLM
 
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,7 @@ def load_model(
     dtype: torch.dtype = torch.bfloat16,
     device: str | torch.device = "cpu",
     codec: str | Path | None = None,
+    on_tensor: Callable[[str], object] | None = None,
 ) -> PreTrainedModel:
     """The transformers model of a compressed checkpoint, with dense weights.
 
@@ -61,6 +63,7 @@ def load_model(
         dtype: of the weights.
         device: where to put them.
         codec: see `open_checkpoint`.
+        on_tensor: told the name of each tensor when it is decoded.
 
     Raises:
         FormatError, BitstreamError: the checkpoint is damaged, or has no config of a model.
@@ -69,7 +72,8 @@ def load_model(
     config = checkpoint.config()
     if config is None:
         raise FormatError(f"{path} has no config.json, so no model; use load_state_dict")
-    return model_from_weights(config, checkpoint.state_dict(dtype), dtype).to(device)
+    weights = checkpoint.state_dict(dtype, on_tensor=on_tensor)
+    return model_from_weights(config, weights, dtype).to(device)
 
 
 def model_from_weights(
