@@ -1,0 +1,215 @@
+"""Tiles of many matrices decoded on a GPU, or on the CPU by Triton's interpreter.
+
+The host checks what can be checked before decoding (`coding.bitstream`); a kernel reads nothing
+outside its arrays whatever the words hold, and reports the tiles that do not end as they must.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nwc.coding import rans
+from nwc.coding.tiling import Classes, DecodingTables, Tile
+from nwc.errors import BitstreamError, ConfigError
+from nwc.kernels.tile_batch import Coded, Launch, Place, Slot, TileBatch, batch
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from numpy.typing import NDArray
+
+Sink = Literal["integers", "weights", "products"]
+
+TILES_PER_WARP = 2
+"""16 lanes each."""
+
+_CROWD = 4096
+"""Tiles from which on a GPU is full: fewer are spread over as many programs as possible."""
+
+
+def available(device: str | torch.device) -> bool:
+    """Whether kernels run on a device: an NVIDIA or AMD GPU, with Triton installed."""
+    usable = torch.device(device).type == "cuda" and torch.cuda.is_available()
+    return usable and importlib.util.find_spec("triton") is not None
+
+
+def tiles_per_program(tiles: int) -> int:
+    """Tiles of one program: a warp's while the GPU is not full, then those of four warps.
+
+    A multiprocessor holds at most 32 programs but 64 warps.
+    """
+    return TILES_PER_WARP if tiles < _CROWD else 4 * TILES_PER_WARP
+
+
+class DeviceBatch:
+    """A `TileBatch` in the memory of a device.
+
+    Args:
+        parts: the batch.
+        tiles: of a program, as the batch was made.
+        device: where to; the CPU only under Triton's interpreter.
+        column_scales: FP32, of all matrices; None for integers.
+        row_scales: FP32, of all matrices, padding included; None if no matrix has any.
+
+    Raises:
+        ConfigError: Triton is not installed.
+    """
+
+    def __init__(
+        self,
+        parts: TileBatch,
+        tiles: int,
+        device: str | torch.device,
+        column_scales: Float[Tensor, " columns"] | None = None,
+        row_scales: Float[Tensor, " rows"] | None = None,
+    ) -> None:
+        self.device = torch.device(device)
+        self.tiles = tiles
+        self._counts = parts.tiles
+        self._words = _words(parts.words, self.device)
+        self._arrays = {
+            "column_classes": self._put(parts.column_classes),
+            "row_classes": self._put(parts.row_classes),
+            "choice": self._put(parts.choice),
+            "packed": self._put(parts.packed.view(np.int32)),
+            "values": self._put(parts.values),
+        }
+        nothing = torch.zeros(1, device=self.device)
+        self._scales = nothing if column_scales is None else column_scales.to(self.device)
+        self._row_scales = nothing if row_scales is None else row_scales.to(self.device)
+        self._has_row_scales = row_scales is not None
+        self._launches = [self._upload(launch) for launch in parts.launches]
+
+    def _put(self, array: NDArray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    def _upload(self, launch: Launch) -> tuple[Launch, Tensor, Tensor, Tensor]:
+        ends = torch.ones(len(launch.slots), dtype=torch.int32, device=self.device)
+        states = self._put(launch.states.view(np.int32))
+        return launch, self._put(launch.slots), states, ends
+
+    def run(
+        self,
+        sink: Sink,
+        out: Tensor,
+        *,
+        out_stride: int = 0,
+        vectors: Float[Tensor, "batch columns"] | None = None,
+    ) -> None:
+        """Decode every tile; nothing is waited for.
+
+        Args:
+            sink: what is written.
+            out: integers (int16), weights (a floating-point type) or sums of products (FP32), at
+                the places that the batch was made with.
+            out_stride: between the sums of two vectors.
+            vectors: FP32, of all matrices' columns; for products.
+        """
+        decode_tiles = _kernel()
+        inputs = self._scales if vectors is None else vectors
+        options: dict[str, Any] = {}
+        if self.device.type == "cuda":
+            options["num_warps"] = self.tiles // TILES_PER_WARP
+        for launch, slots, states, ends in self._launches:
+            decode_tiles[(len(launch.slots) // self.tiles,)](
+                self._words,
+                states,
+                slots,
+                **self._arrays,
+                column_scales=self._scales,
+                row_scales=self._row_scales,
+                vectors=inputs,
+                vector_stride=inputs.stride(0),
+                out=out,
+                out_stride=out_stride,
+                ends=ends,
+                TILES=self.tiles,
+                TRELLIS=launch.trellis,
+                ROW_CLASSES=launch.row_classes,
+                ROW_SCALES=self._has_row_scales,
+                SINK=sink,
+                BATCH=1 if vectors is None else len(vectors),
+                BALLOT=self.device.type == "cuda" and torch.version.cuda is not None,
+                **options,
+            )
+
+    def check(self) -> None:
+        """Wait for the last run, and see that every tile ended as it must.
+
+        Raises:
+            BitstreamError: one did not.
+        """
+        for launch, _, _, ends in self._launches:
+            bad = np.flatnonzero(ends.cpu().numpy())
+            if len(bad):
+                numbers = launch.slots[bad, Slot.TILE]
+                tile = int(numbers[numbers >= 0].min())
+                matrix = int(np.searchsorted(np.cumsum(self._counts), tile, side="right"))
+                tile -= sum(self._counts[:matrix])
+                raise BadTileError(matrix, tile)
+
+
+class BadTileError(BitstreamError):
+    """A tile whose words run out or are left over, or whose lanes do not end at 2^16.
+
+    Args:
+        matrix: its number in the batch.
+        tile: its number in the matrix.
+    """
+
+    def __init__(self, matrix: int, tile: int) -> None:
+        super().__init__(
+            f"tile {tile}: its words run out or are left over, or a lane does not end at "
+            f"{rans.LOWER}"
+        )
+        self.matrix, self.tile = matrix, tile
+
+
+def _kernel() -> Any:  # noqa: ANN401 (a Triton kernel has no type)
+    try:
+        from nwc.kernels.rans_triton import decode_tiles
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"decoding on a GPU wants {error.name}, which is not installed: "
+            "pip install neural-weight-compression[gpu]"
+        ) from error
+    return decode_tiles
+
+
+def _words(parts: list[NDArray[np.uint16]], device: torch.device) -> Tensor:
+    """All words in one array; they go to the device a matrix at a time."""
+    out = torch.empty(max(1, sum(len(part) for part in parts)), dtype=torch.int16, device=device)
+    start = 0
+    for part in parts:
+        words = np.array(part, dtype=np.uint16).view(np.int16)  # the stream's may lie unaligned
+        out[start : start + len(part)] = torch.from_numpy(words).to(device)
+        start += len(part)
+    return out
+
+
+def decode_tile(
+    words: NDArray[np.uint16],
+    states: NDArray[np.uint32],
+    classes: Classes,
+    tables: DecodingTables,
+    device: str | torch.device = "cuda",
+) -> NDArray[np.int16]:
+    """`coding.tiling.TileDecoder` equal to the plain one integer for integer; for tests.
+
+    Raises:
+        BitstreamError: too few or too many words, or a lane that does not end at 2^16.
+    """
+    columns, chunks = len(classes.columns), len(classes.rows)
+    tile = Tile(0, columns, 0, chunks, 0, len(words), 0, states)
+    matrix = Coded(words, [tile], classes, tables, chunks * rans.LANES, columns)
+    place = Place(0, chunks * rans.LANES, 1)
+    parts = batch([matrix], [place], tiles_per_program=TILES_PER_WARP)
+    out = torch.empty(columns, chunks, rans.LANES, dtype=torch.int16, device=device)
+    device_batch = DeviceBatch(parts, TILES_PER_WARP, device)
+    device_batch.run("integers", out)
+    device_batch.check()
+    return out.cpu().numpy()
