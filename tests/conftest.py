@@ -177,6 +177,13 @@ def text(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def device() -> str:
+    """Where Triton's kernels run: the GPU if there is one, else the CPU, interpreted."""
+    pytest.importorskip("triton", reason="Triton is not installed: pip install .[gpu]")
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @pytest.fixture
 def change_config():
     """Write changed values into a folder's config.json."""

@@ -13,7 +13,7 @@ from nwc.coding.tiling import Classes, DecodingTables, Profile
 from nwc.coding.trellis import TRELLISES
 from nwc.errors import BitstreamError, ConfigError
 from nwc.kernels import gpu
-from nwc.kernels.gpu import BadTileError, DeviceBatch
+from nwc.kernels.gpu import BadTileError, DeviceBatch, Plan
 from nwc.kernels.tile_batch import Coded, Place, batch
 
 # Hypothesis runs many examples with one fixture, which is a string.
@@ -158,7 +158,7 @@ def test_noise_writes_what_a_decoder_without_checks_would(device):
     matrix = Coded(words, [tiling.Tile(0, 4, 0, 5, 0, 2000, 0, states)], classes, tables, 80, 4)
     parts = batch([matrix], [Place(0, 80, 1)], tiles_per_program=2)
     out = torch.full((4, 5, 16), 0x5A5A, dtype=torch.int16, device=device)
-    DeviceBatch(parts, 2, device).run("integers", out)
+    DeviceBatch(parts, device).run(Plan(parts, 2, device), "integers", out)
     flat = tiling._tables_of(tables, classes).reshape(-1, 16, 2)
     lanes = rans._Decoder(words, states, tables.tables)
     path = [0] * 16
@@ -218,9 +218,9 @@ def decode_all(streams, device, tiles_per_program=4):
         padding=True,
     )
     out = torch.full((starts[-1],), 0x5A5A, dtype=torch.int16, device=device)
-    found = DeviceBatch(parts, tiles_per_program, device)
-    found.run("integers", out)
-    found.check()
+    plan = Plan(parts, tiles_per_program, device)
+    DeviceBatch(parts, device).run(plan, "integers", out)
+    plan.check()
     flat = out.cpu().numpy()
     return [flat[a : a + n].reshape(s) for a, n, s in zip(starts, sizes, shapes, strict=False)]
 

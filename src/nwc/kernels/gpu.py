@@ -6,6 +6,7 @@ outside its arrays whatever the words hold, and reports the tiles that do not en
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from nwc.coding import rans
 from nwc.coding.tiling import Classes, DecodingTables, Tile
 from nwc.errors import BitstreamError, ConfigError
-from nwc.kernels.tile_batch import Coded, Launch, Place, Slot, TileBatch, batch
+from nwc.kernels.tile_batch import Coded, Place, Slot, TileBatch, batch
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -46,76 +47,75 @@ def tiles_per_program(tiles: int) -> int:
 
 
 class DeviceBatch:
-    """A `TileBatch` in the memory of a device.
+    """The arrays of a `TileBatch` in the memory of a device.
 
     Args:
         parts: the batch.
-        tiles: of a program, as the batch was made.
         device: where to; the CPU only under Triton's interpreter.
         column_scales: FP32, of all matrices; None for integers.
         row_scales: FP32, of all matrices, padding included; None if no matrix has any.
-
-    Raises:
-        ConfigError: Triton is not installed.
     """
 
     def __init__(
         self,
         parts: TileBatch,
-        tiles: int,
         device: str | torch.device,
         column_scales: Float[Tensor, " columns"] | None = None,
         row_scales: Float[Tensor, " rows"] | None = None,
     ) -> None:
         self.device = torch.device(device)
-        self.tiles = tiles
-        self._counts = parts.tiles
         self._words = _words(parts.words, self.device)
         self._arrays = {
-            "column_classes": self._put(parts.column_classes),
-            "row_classes": self._put(parts.row_classes),
-            "choice": self._put(parts.choice),
-            "packed": self._put(parts.packed.view(np.int32)),
-            "values": self._put(parts.values),
+            "column_classes": _put(parts.column_classes, self.device),
+            "row_classes": _put(parts.row_classes, self.device),
+            "choice": _put(parts.choice, self.device),
+            "packed": _put(parts.packed.view(np.int32), self.device),
+            "values": _put(parts.values, self.device),
         }
         nothing = torch.zeros(1, device=self.device)
         self._scales = nothing if column_scales is None else column_scales.to(self.device)
         self._row_scales = nothing if row_scales is None else row_scales.to(self.device)
         self._has_row_scales = row_scales is not None
-        self._launches = [self._upload(launch) for launch in parts.launches]
 
-    def _put(self, array: NDArray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
-
-    def _upload(self, launch: Launch) -> tuple[Launch, Tensor, Tensor, Tensor]:
-        ends = torch.ones(len(launch.slots), dtype=torch.int32, device=self.device)
-        states = self._put(launch.states.view(np.int32))
-        return launch, self._put(launch.slots), states, ends
+    @property
+    def bytes(self) -> int:
+        """Memory that the arrays take."""
+        tensors = (self._words, self._scales, self._row_scales, *self._arrays.values())
+        return sum(tensor.nbytes for tensor in tensors)
 
     def run(
         self,
+        plan: Plan,
         sink: Sink,
         out: Tensor,
         *,
         out_stride: int = 0,
         vectors: Float[Tensor, "batch columns"] | None = None,
+        ballot: bool | None = None,
     ) -> None:
         """Decode every tile; nothing is waited for.
 
         Args:
+            plan: of the same matrices in the same order.
             sink: what is written.
             out: integers (int16), weights (a floating-point type) or sums of products (FP32), at
-                the places that the batch was made with.
+                the places that the plan was made with.
             out_stride: between the sums of two vectors.
             vectors: FP32, of all matrices' columns; for products.
+            ballot: see `rans_triton.advance`; None where it can be.
+
+        Raises:
+            ConfigError: Triton is not installed.
         """
-        decode_tiles = _kernel()
-        inputs = self._scales if vectors is None else vectors
+        decode_tiles = kernel("rans_triton", "decode_tiles")
+        inputs = self._scales[None] if vectors is None else vectors
         options: dict[str, Any] = {}
         if self.device.type == "cuda":
-            options["num_warps"] = self.tiles // TILES_PER_WARP
-        for launch, slots, states, ends in self._launches:
-            decode_tiles[(len(launch.slots) // self.tiles,)](
+            options["num_warps"] = plan.tiles // TILES_PER_WARP
+        if ballot is None:
+            ballot = self.device.type == "cuda" and torch.version.cuda is not None
+        for launch, slots, states, ends in plan.launches:
+            decode_tiles[(len(launch.slots) // plan.tiles,)](
                 self._words,
                 states,
                 slots,
@@ -127,30 +127,53 @@ class DeviceBatch:
                 out=out,
                 out_stride=out_stride,
                 ends=ends,
-                TILES=self.tiles,
+                TILES=plan.tiles,
                 TRELLIS=launch.trellis,
                 ROW_CLASSES=launch.row_classes,
                 ROW_SCALES=self._has_row_scales,
                 SINK=sink,
-                BATCH=1 if vectors is None else len(vectors),
-                BALLOT=self.device.type == "cuda" and torch.version.cuda is not None,
+                BATCH=len(inputs),
+                BALLOT=ballot,
                 **options,
             )
+
+
+class Plan:
+    """The slots of a `TileBatch` in the memory of a device: which program decodes what to where.
+
+    Args:
+        parts: the batch.
+        tiles: of a program, as the batch was made.
+        device: where to.
+    """
+
+    def __init__(self, parts: TileBatch, tiles: int, device: str | torch.device) -> None:
+        self.tiles = tiles
+        self._counts = parts.tiles
+        device = torch.device(device)
+        self.launches = [
+            (
+                launch,
+                _put(launch.slots, device),
+                _put(launch.states.view(np.int32), device),
+                torch.ones(len(launch.slots), dtype=torch.int32, device=device),
+            )
+            for launch in parts.launches
+        ]
 
     def check(self) -> None:
         """Wait for the last run, and see that every tile ended as it must.
 
         Raises:
-            BitstreamError: one did not.
+            BadTileError: one did not.
         """
-        for launch, _, _, ends in self._launches:
+        for launch, _, _, ends in self.launches:
             bad = np.flatnonzero(ends.cpu().numpy())
             if len(bad):
                 numbers = launch.slots[bad, Slot.TILE]
                 tile = int(numbers[numbers >= 0].min())
                 matrix = int(np.searchsorted(np.cumsum(self._counts), tile, side="right"))
-                tile -= sum(self._counts[:matrix])
-                raise BadTileError(matrix, tile)
+                raise BadTileError(matrix, tile - sum(self._counts[:matrix]))
 
 
 class BadTileError(BitstreamError):
@@ -169,15 +192,23 @@ class BadTileError(BitstreamError):
         self.matrix, self.tile = matrix, tile
 
 
-def _kernel() -> Any:  # noqa: ANN401 (a Triton kernel has no type)
+def kernel(module: str, name: str) -> Any:  # noqa: ANN401 (a Triton kernel has no type)
+    """A Triton kernel of a module of this package.
+
+    Raises:
+        ConfigError: Triton is not installed.
+    """
     try:
-        from nwc.kernels.rans_triton import decode_tiles
+        return getattr(importlib.import_module(f"nwc.kernels.{module}"), name)
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"decoding on a GPU wants {error.name}, which is not installed: "
             "pip install neural-weight-compression[gpu]"
         ) from error
-    return decode_tiles
+
+
+def _put(array: NDArray, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
 
 def _words(parts: list[NDArray[np.uint16]], device: torch.device) -> Tensor:
@@ -209,7 +240,7 @@ def decode_tile(
     place = Place(0, chunks * rans.LANES, 1)
     parts = batch([matrix], [place], tiles_per_program=TILES_PER_WARP)
     out = torch.empty(columns, chunks, rans.LANES, dtype=torch.int16, device=device)
-    device_batch = DeviceBatch(parts, TILES_PER_WARP, device)
-    device_batch.run("integers", out)
-    device_batch.check()
+    plan = Plan(parts, TILES_PER_WARP, device)
+    DeviceBatch(parts, device).run(plan, "integers", out)
+    plan.check()
     return out.cpu().numpy()

@@ -48,3 +48,34 @@ def add_products(found, to, stride, vectors, vector_stride, fresh, keep, BATCH: 
         at = to + i * stride
         before = tl.load(at, mask=keep & (fresh == 0), other=0.0)
         tl.store(at, before + found * tl.load(vectors + i * vector_stride), mask=keep)
+
+
+@triton.jit
+def add_patches(
+    rows, starts, columns, deltas, vectors, vector_stride, out, out_stride, BLOCK: tl.constexpr
+):
+    """Add what patches change to a product: one program a row and vector, in a fixed order.
+
+    Args:
+        rows: [patched rows] where each lies in the product.
+        starts: [patched rows + 1] first patch of each.
+        columns: [patches] where the input of each lies.
+        deltas: [patches] FP32, by how much the weight differs from what the words say.
+        vectors: [batch, columns] FP32.
+        vector_stride: between two of them.
+        out: [batch, rows] FP32.
+        out_stride: between two products.
+        BLOCK: patches taken at once.
+    """
+    start = tl.load(starts + tl.program_id(0))
+    stop = tl.load(starts + tl.program_id(0) + 1)
+    vector = vectors + tl.program_id(1).to(tl.int64) * vector_stride
+    total = tl.zeros([BLOCK], tl.float32)
+    for first in range(start, stop, BLOCK):
+        i = first + tl.arange(0, BLOCK)
+        inside = i < stop
+        column = tl.load(columns + i, mask=inside, other=0)
+        delta = tl.load(deltas + i, mask=inside, other=0.0)
+        total += delta * tl.load(vector + column, mask=inside, other=0.0)
+    at = out + tl.program_id(1).to(tl.int64) * out_stride + tl.load(rows + tl.program_id(0))
+    tl.store(at, tl.load(at) + tl.sum(total, 0))
