@@ -55,7 +55,7 @@ def make(config, shape=(43, 12), transposed=False, seed=0, outlier=None):
 
 
 def same(found, tensor):
-    """Whether FP32 weights are those of the CPU, to the tolerance that the specification states."""
+    """Whether FP32 weights are those of the CPU, to the tolerance of the specification."""
     expected = tensor.weight()
     assert found.shape == expected.shape
     assert found.dtype == expected.dtype

@@ -23,7 +23,7 @@ from nwc.codec.model import WeightCodec
 from nwc.coding.rans import LANES
 from nwc.errors import BitstreamError, ConfigError
 from nwc.kernels import gpu
-from nwc.kernels.gpu import BadTileError, DeviceBatch, Plan
+from nwc.kernels.gpu import BadMatrixError, DeviceBatch, Plan
 from nwc.kernels.tile_batch import ALIGNMENT, Coded, Place, Values, batch
 from nwc.numerics.chunking import CHUNK
 
@@ -63,7 +63,7 @@ class DeviceMatrices:
             which stores whole chunks and is faster; see `weights`.
 
     Raises:
-        BitstreamError: a stream is damaged.
+        BadMatrixError: a stream is damaged.
         ConfigError: the codecs are of two sorts.
     """
 
@@ -85,8 +85,11 @@ class DeviceMatrices:
             )
         self.elementwise = sorts.pop()
         if check:
-            for tensor in self.tensors:
-                _check(tensor)
+            for i, tensor in enumerate(self.tensors):
+                try:
+                    _check(tensor)
+                except BitstreamError as error:
+                    raise BadMatrixError(i, str(error)) from error
         self.matrices = [Coded.of(tensor.stream) for tensor in self.tensors]
         self.tiles = gpu.tiles_per_program(sum(len(m.tiles) for m in self.matrices))
         padded = not self.elementwise
@@ -114,7 +117,7 @@ class DeviceMatrices:
         """What the words hold, before patches: int16 [columns, chunks, 16] of every matrix.
 
         Raises:
-            BitstreamError: a tile does not end as it must.
+            BadTileError: a tile does not end as it must.
         """
         arrays, plan, size = self.arrays, self._plan, self._size
         if self.elementwise:
@@ -156,7 +159,7 @@ class DeviceMatrices:
         unless the object was made with `stored`.
 
         Raises:
-            BitstreamError: a tile does not end as it must.
+            BadTileError: a tile does not end as it must.
         """
         if not self.elementwise:
             return [self._network(i, z, dtype) for i, z in enumerate(self.integers())]
@@ -232,8 +235,7 @@ def decode(
         dtype: of the results.
 
     Raises:
-        BitstreamError: a stream is damaged; the error of a tile has `matrix`, the number of the
-            tensor.
+        BadMatrixError: a stream is damaged; `matrix` is the number of the tensor.
     """
     start = 0
     while start < len(tensors):
@@ -245,8 +247,9 @@ def decode(
             stop += 1
         try:
             found = DeviceMatrices(tensors[start:stop], device).weights(dtype)
-        except BadTileError as error:
-            raise BadTileError(start + error.matrix, error.tile) from error
+        except BadMatrixError as error:
+            error.matrix += start
+            raise
         for weight in found:
             # A copy of its own: views would keep the whole buffer for the sake of one of them.
             yield weight.clone(memory_format=torch.contiguous_format)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nwc.codec.compressed import CompressedTensor
 from nwc.codec.config import CodecConfig
+from nwc.codec.gpu import decode
 from nwc.codec.model import WeightCodec
 from nwc.coding.rate import BitBudget, budget
 from nwc.coding.tables import TableBank
@@ -22,6 +23,8 @@ from nwc.formats.codec_file import fill_synthesis, fingerprint, load_codec
 from nwc.formats.kept import KeptDigest
 from nwc.formats.shards import Shard
 from nwc.formats.shipped import shipped_codecs
+from nwc.kernels import gpu
+from nwc.kernels.gpu import BadMatrixError
 
 
 class Checkpoint:
@@ -236,6 +239,8 @@ class Checkpoint:
             cast = dtype is not None and kept.is_floating_point()
             return kept.to(device=device, dtype=dtype if cast else None)
         stream = self.compressed(key)
+        if gpu.available(device):
+            return self._on_gpu([key], [stream], dtype or torch.float32, device)[key]
         try:
             return stream.weight(dtype or torch.float32, executor=executor).to(device)
         except BitstreamError as error:
@@ -256,8 +261,28 @@ class Checkpoint:
         self, dtype: torch.dtype = torch.bfloat16, device: str | torch.device = "cpu"
     ) -> dict[str, Tensor]:
         """All tensors, floating-point ones in `dtype`."""
+        if gpu.available(device):
+            names = self.compressed_keys()
+            found = self._on_gpu(names, [self.compressed(key) for key in names], dtype, device)
+            for key, parts in self._stacked.items():
+                found[key] = torch.stack([found.pop(name) for name in parts])
+            kept = {key: self.tensor(key, dtype, device) for key in self.kept_keys()}
+            return {key: found[key] if key in found else kept[key] for key in self.keys()}
         with ThreadPoolExecutor(os.cpu_count()) as executor:
             return {key: self.tensor(key, dtype, device, executor) for key in self.keys()}
+
+    def _on_gpu(
+        self,
+        names: list[str],
+        streams: list[CompressedTensor],
+        dtype: torch.dtype,
+        device: str | torch.device,
+    ) -> dict[str, Tensor]:
+        """Compressed tensors decoded together by the kernels of a GPU."""
+        try:
+            return dict(zip(names, decode(streams, device, dtype), strict=True))
+        except BadMatrixError as error:
+            raise BitstreamError(f"{names[error.matrix]}: {error}") from error
 
     def tensor_bytes(self, key: str) -> BitBudget:
         """Bytes that one compressed tensor takes, its entry in the shard's header included."""

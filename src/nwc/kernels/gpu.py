@@ -176,7 +176,20 @@ class Plan:
                 raise BadTileError(matrix, tile - sum(self._counts[:matrix]))
 
 
-class BadTileError(BitstreamError):
+class BadMatrixError(BitstreamError):
+    """A damaged matrix of a batch.
+
+    Args:
+        matrix: its number in the batch.
+        what: is wrong.
+    """
+
+    def __init__(self, matrix: int, what: str) -> None:
+        super().__init__(what)
+        self.matrix = matrix
+
+
+class BadTileError(BadMatrixError):
     """A tile whose words run out or are left over, or whose lanes do not end at 2^16.
 
     Args:
@@ -185,11 +198,9 @@ class BadTileError(BitstreamError):
     """
 
     def __init__(self, matrix: int, tile: int) -> None:
-        super().__init__(
-            f"tile {tile}: its words run out or are left over, or a lane does not end at "
-            f"{rans.LOWER}"
-        )
-        self.matrix, self.tile = matrix, tile
+        what = "its words run out or are left over, or a lane does not end at"
+        super().__init__(matrix, f"tile {tile}: {what} {rans.LOWER}")
+        self.tile = tile
 
 
 def kernel(module: str, name: str) -> Any:  # noqa: ANN401 (a Triton kernel has no type)

@@ -1,0 +1,60 @@
+"""The kernels compile for GPUs, none at hand, and the compiler lays lanes out as they assume.
+
+In a process of its own: this one may have Triton's interpreter in place of its compiler.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import itertools, re, sys
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from nwc.kernels.rans_triton import decode_tiles
+from nwc.kernels.synthesis_triton import add_patches
+
+types = {
+    "words": "*i16", "states": "*i32", "slots": "*i64", "column_classes": "*u8",
+    "row_classes": "*u8", "choice": "*i64", "packed": "*i32", "values": "*fp32",
+    "column_scales": "*fp32", "row_scales": "*fp32", "vectors": "*fp32", "vector_stride": "i64",
+    "out": "", "out_stride": "i64", "ends": "*i32",
+}
+outputs = {"integers": "*i16", "weights": "*bf16", "products": "*fp32"}
+for capability, warps, full in itertools.product(map(int, sys.argv[1:]), (1, 4), (0, 1)):
+    for sink, out in outputs.items():
+        constants = dict(
+            TILES=2 * warps, TRELLIS=bool(full), ROW_CLASSES=bool(full), ROW_SCALES=bool(full),
+            SINK=sink, BATCH=2 if sink == "products" else 1, BALLOT=True,
+        )
+        signature = types | {"out": out} | dict.fromkeys(constants, "constexpr")
+        source = ASTSource(decode_tiles, signature, constants)
+        kernel = compile(source, GPUTarget("cuda", capability, 32), {"num_warps": warps})
+        text = kernel.asm["ttgir"]
+        # A vote of the warp counts the lanes of two tiles: one lane a thread, in this order.
+        layouts = dict(re.findall(r"(#blocked\\d*) = #ttg.blocked<(.*?)>", text))
+        at = set(re.findall(r"elementwise_inline_asm.*tensor<\\d+x16xi32, (#blocked\\d*)>", text))
+        assert at, text
+        for name in at:
+            assert re.sub(r"\\s", "", layouts[name]).startswith(
+                "{sizePerThread=[1,1],threadsPerWarp=[2,16],warpsPerCTA=[%d,1]" % warps
+            ), layouts[name]
+        assert ".target sm_%d" % capability in kernel.asm["ptx"]
+patches = dict(
+    rows="*i64", starts="*i64", columns="*i64", deltas="*fp32", vectors="*fp32",
+    vector_stride="i64", out="*fp32", out_stride="i64", BLOCK="constexpr",
+)
+compile(ASTSource(add_patches, patches, {"BLOCK": 32}), GPUTarget("cuda", 90, 32), {})
+print("compiled")
+"""
+
+
+def test_kernels_compile_for_nvidia_gpus(tmp_path):
+    pytest.importorskip("triton", reason="Triton is not installed: pip install .[gpu]")
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, "80", "90"], env=environment, capture_output=True, text=True
+    )
+    assert run.stdout == "compiled\n", run.stderr[-3000:]
