@@ -3,12 +3,14 @@
     python benchmarks/gpu.py --output benchmarks/results
     python benchmarks/gpu.py --dry-run --output /tmp/results
 
-Writes `<gpu>_<date>.md` and `.jsonl`. Weights are synthetic and Gaussian, compressed data-free; of
-a model one matrix of each shape is compressed and stands for those of all layers, each layer with
-its own copy of the words. Every kernel is compared with its oracle on the CPU first; if one
-differs, nothing is timed. Times are medians of CUDA events around the replay of a CUDA graph, so
-that no launch from Python is part of them; before every run of a single matrix a buffer larger
-than the L2 cache is written.
+Writes `<gpu>_<date>.md` and `.jsonl`. Weights are synthetic and Gaussian, compressed data-free;
+preset `calibrated` is `default` with importances of columns and rows drawn at random, which gives
+the tables, classes and scales of rows of a real checkpoint. Of a model one matrix of each shape is
+compressed and stands for those of all layers, each layer with its own copy of the words.
+
+Every kernel is compared with its oracle on the CPU first; if one differs, nothing is timed. Times
+are medians of CUDA events around the replay of a CUDA graph, so that no launch from Python is part
+of them; before every run of a single matrix a buffer larger than the L2 cache is written.
 
 `--dry-run` goes the same way with tiny matrices in Triton's interpreter on the CPU, to see that
 the script works; its times mean nothing.
@@ -147,13 +149,20 @@ class DiffersError(Exception):
 def compressed(shape: tuple[int, int], preset: str, config: Gpu, profile: str) -> CompressedTensor:
     """One Gaussian matrix as a `CompressedTensor`."""
     tiles = Profile(32, 128) if config.dry_run else PROFILES[profile]
-    W = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    W = torch.randn(shape, generator=generator)
+    rows = hessian = None
+    if preset == "calibrated":
+        # What calibration does to the format: classes of columns and of rows, and their scales.
+        rows = torch.exp(torch.randn(shape[0], generator=generator))
+        hessian = torch.diag(torch.exp(torch.randn(shape[1], generator=generator)))
+        preset = "default"
     bank = TableBank()
     method: Ecsq | Neural = (
         Ecsq(tiles) if preset == "ecsq" else Neural(shipped_codec(preset, config.bits)[0], tiles)
     )
-    layer = LayerWeight(name="weight", W=W)
-    data = method.compress([layer], None, config.bits - 2.05, bank)[0].data
+    layer = LayerWeight(name="weight", W=W, row_weights=rows)
+    data = method.compress([layer], hessian, config.bits - 2.05, bank)[0].data
     return CompressedTensor(data, method.codec, bank)
 
 
@@ -213,12 +222,15 @@ def one_matrix(bench: Bench, tensors: dict[tuple[str, str], CompressedTensor]) -
             out = torch.empty(
                 head.columns * head.chunks * 16, dtype=torch.int16, device=bench.device
             )
-            for ballot in (False,) if bench.config.dry_run else (True, False):
+            ways = {"scan": {"ballot": False, "ahead": 0}}
+            if not bench.config.dry_run:
+                ways["vote"] = {"ballot": True, "ahead": 0}
+                ways["vote, words fetched ahead"] = {"ballot": True, "ahead": 64}
+            for way, options in ways.items():
                 seconds = bench.seconds(
-                    lambda a=arrays, p=plan, o=out, b=ballot: a.run(p, "integers", o, ballot=b)
+                    lambda a=arrays, p=plan, o=out, k=options: a.run(p, "integers", o, **k)
                 )
-                refill = "vote" if ballot else "scan"
-                what = f"integers, {refill}, {tiles} tiles a program"
+                what = f"integers, {way}, {tiles} tiles a program"
                 bench.note("one matrix", what, seconds, gsymbols=count / seconds / 1e9, **facts)
         for stored in (False, True):
             matrices = DeviceMatrices([tensor], bench.device, check=False, stored=stored)
@@ -374,11 +386,11 @@ def run(config: Gpu) -> Path:
     profiles = ("balanced",) if config.dry_run else ("balanced", "latency")
     single = {
         (preset, profile): compressed((size, size), preset, config, profile)
-        for preset in ("ecsq", "light", "default")
+        for preset in ("ecsq", "light", "default", "calibrated")
         for profile in profiles
     }
     blocks: dict[str, dict[str, CompressedTensor]] = {}
-    for preset in ("light", "default"):
+    for preset in ("light", "calibrated"):
         made = {
             shape: compressed(shape, preset, config, "balanced")
             for shape in dict.fromkeys(shapes.matrices.values())

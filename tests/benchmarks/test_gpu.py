@@ -34,7 +34,7 @@ def test_a_dry_run_measures_everything(script, config):
     assert {row["table"] for row in rows} == {"ceiling", "one matrix", "nvCOMP", "model", "tokens"}
     assert {row["preset"] for row in rows if row["table"] == "tokens" and "preset" in row} == {
         "light",
-        "default",
+        "calibrated",
     }
     text = page.read_text()
     assert "the times mean nothing" in text

@@ -28,6 +28,7 @@ for capability, warps, full in itertools.product(map(int, sys.argv[1:]), (1, 4),
         constants = dict(
             TILES=2 * warps, TRELLIS=bool(full), ROW_CLASSES=bool(full), ROW_SCALES=bool(full),
             SINK=sink, BATCH=2 if sink == "products" else 1, BALLOT=True,
+            AHEAD=64 if warps == 1 else 0,
         )
         signature = types | {"out": out} | dict.fromkeys(constants, "constexpr")
         source = ASTSource(decode_tiles, signature, constants)
@@ -35,13 +36,15 @@ for capability, warps, full in itertools.product(map(int, sys.argv[1:]), (1, 4),
         text = kernel.asm["ttgir"]
         # A vote of the warp counts the lanes of two tiles: one lane a thread, in this order.
         layouts = dict(re.findall(r"(#blocked\\d*) = #ttg.blocked<(.*?)>", text))
-        at = set(re.findall(r"elementwise_inline_asm.*tensor<\\d+x16xi32, (#blocked\\d*)>", text))
+        votes = re.findall(r"elementwise_inline_asm.*vote.*tensor<.*", text)
+        at = set(re.findall(r"x16xi32, (#blocked\\d*)>", " ".join(votes)))
         assert at, text
         for name in at:
             assert re.sub(r"\\s", "", layouts[name]).startswith(
                 "{sizePerThread=[1,1],threadsPerWarp=[2,16],warpsPerCTA=[%d,1]" % warps
             ), layouts[name]
         assert ".target sm_%d" % capability in kernel.asm["ptx"]
+        assert ("prefetch.global.L1" in kernel.asm["ptx"]) == (warps == 1)
 patches = dict(
     rows="*i64", starts="*i64", columns="*i64", deltas="*fp32", vectors="*fp32",
     vector_stride="i64", out="*fp32", out_stride="i64", BLOCK="constexpr",

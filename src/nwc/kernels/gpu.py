@@ -31,6 +31,9 @@ TILES_PER_WARP = 2
 _CROWD = 4096
 """Tiles from which on a GPU is full: fewer are spread over as many programs as possible."""
 
+_AHEAD = 64
+"""Words: 16 steps at 4 bits, longer than memory takes to answer."""
+
 
 def available(device: str | torch.device) -> bool:
     """Whether kernels run on a device: an NVIDIA or AMD GPU, with Triton installed."""
@@ -92,6 +95,7 @@ class DeviceBatch:
         out_stride: int = 0,
         vectors: Float[Tensor, "batch columns"] | None = None,
         ballot: bool | None = None,
+        ahead: int | None = None,
     ) -> None:
         """Decode every tile; nothing is waited for.
 
@@ -103,6 +107,7 @@ class DeviceBatch:
             out_stride: between the sums of two vectors.
             vectors: FP32, of all matrices' columns; for products.
             ballot: see `rans_triton.advance`; None where it can be.
+            ahead: see `rans_triton.decode_tiles`; None where it can be and the GPU is not full.
 
         Raises:
             ConfigError: Triton is not installed.
@@ -112,8 +117,11 @@ class DeviceBatch:
         options: dict[str, Any] = {}
         if self.device.type == "cuda":
             options["num_warps"] = plan.tiles // TILES_PER_WARP
+        nvidia = self.device.type == "cuda" and torch.version.cuda is not None
         if ballot is None:
-            ballot = self.device.type == "cuda" and torch.version.cuda is not None
+            ballot = nvidia
+        if ahead is None:
+            ahead = _AHEAD if nvidia and plan.tiles == TILES_PER_WARP else 0
         for launch, slots, states, ends in plan.launches:
             decode_tiles[(len(launch.slots) // plan.tiles,)](
                 self._words,
@@ -134,6 +142,7 @@ class DeviceBatch:
                 SINK=sink,
                 BATCH=len(inputs),
                 BALLOT=ballot,
+                AHEAD=ahead,
                 **options,
             )
 
@@ -223,8 +232,11 @@ def _put(array: NDArray, device: torch.device) -> Tensor:
 
 
 def _words(parts: list[NDArray[np.uint16]], device: torch.device) -> Tensor:
-    """All words in one array; they go to the device a matrix at a time."""
-    out = torch.empty(max(1, sum(len(part) for part in parts)), dtype=torch.int16, device=device)
+    """All words in one array; they go to the device a matrix at a time.
+
+    One more, so that even a tile without words has an address.
+    """
+    out = torch.zeros(sum(len(part) for part in parts) + 1, dtype=torch.int16, device=device)
     start = 0
     for part in parts:
         words = np.array(part, dtype=np.uint16).view(np.int16)  # the stream's may lie unaligned

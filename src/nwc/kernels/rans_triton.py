@@ -52,6 +52,8 @@ _BALLOT = tl.constexpr("""{
     popc.b32 $1, some;
 }""")
 
+_PREFETCH = tl.constexpr("prefetch.global.L1 [$1]; mov.b32 $0, 0;")
+
 
 @triton.jit
 def lane_masks(TILES: tl.constexpr):
@@ -167,6 +169,7 @@ def decode_tiles(
     SINK: tl.constexpr,
     BATCH: tl.constexpr,
     BALLOT: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     """Decode TILES tiles a program and do with their integers what SINK says.
 
@@ -193,6 +196,8 @@ def decode_tiles(
         SINK: "integers", "weights" or "products".
         BATCH: number of vectors.
         BALLOT: see `advance`.
+        AHEAD: how many words ahead a tile's words are fetched into the nearest cache; 0 leaves it
+            to the other warps of a full GPU to bridge the wait. NVIDIA only.
     """
     number = tl.program_id(0).to(tl.int64) * TILES + tl.arange(0, TILES)[:, None]
     lane = tl.arange(0, LANES)[None, :]
@@ -235,6 +240,16 @@ def decode_tiles(
                 even, odd = entries_of(options, later, TRELLIS)
                 then = tl.minimum(chunk + 2, chunks - 1) * LANES
                 later = level + tl.load(row_classes + row_at + then).to(tl.int32)
+            if AHEAD:
+                near = tl.minimum(position + AHEAD, tl.maximum(available, 1) - 1)
+                tl.inline_asm_elementwise(
+                    _PREFETCH,
+                    "=r,l",
+                    [(here + near).to(tl.int64)],
+                    dtype=tl.int32,
+                    is_pure=False,
+                    pack=1,
+                )
             x, position, path, place = advance(
                 x,
                 position,
