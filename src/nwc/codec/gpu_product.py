@@ -137,9 +137,10 @@ class DeviceProduct:
         changes = self._changes
         if len(changes.rows):
             add_patches = gpu.kernel("synthesis_triton", "add_patches")
-            add_patches[(len(changes.rows), len(vectors))](
-                *changes, vectors, vectors.stride(0), out, out.stride(0), BLOCK=32
-            )
+            with torch.cuda.device_of(out):
+                add_patches[(len(changes.rows), len(vectors))](
+                    *changes, vectors, vectors.stride(0), out, out.stride(0), BLOCK=32
+                )
 
     @cached_property
     def _changes(self) -> _Changes:

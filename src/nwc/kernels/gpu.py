@@ -122,29 +122,30 @@ class DeviceBatch:
             ballot = nvidia
         if ahead is None:
             ahead = _AHEAD if nvidia and plan.tiles == TILES_PER_WARP else 0
-        for launch, slots, states, ends in plan.launches:
-            decode_tiles[(len(launch.slots) // plan.tiles,)](
-                self._words,
-                states,
-                slots,
-                **self._arrays,
-                column_scales=self._scales,
-                row_scales=self._row_scales,
-                vectors=inputs,
-                vector_stride=inputs.stride(0),
-                out=out,
-                out_stride=out_stride,
-                ends=ends,
-                TILES=plan.tiles,
-                TRELLIS=launch.trellis,
-                ROW_CLASSES=launch.row_classes,
-                ROW_SCALES=self._has_row_scales,
-                SINK=sink,
-                BATCH=len(inputs),
-                BALLOT=ballot,
-                AHEAD=ahead,
-                **options,
-            )
+        with torch.cuda.device_of(out):  # Triton launches on the current GPU
+            for launch, slots, states, ends in plan.launches:
+                decode_tiles[(len(launch.slots) // plan.tiles,)](
+                    self._words,
+                    states,
+                    slots,
+                    **self._arrays,
+                    column_scales=self._scales,
+                    row_scales=self._row_scales,
+                    vectors=inputs,
+                    vector_stride=inputs.stride(0),
+                    out=out,
+                    out_stride=out_stride,
+                    ends=ends,
+                    TILES=plan.tiles,
+                    TRELLIS=launch.trellis,
+                    ROW_CLASSES=launch.row_classes,
+                    ROW_SCALES=self._has_row_scales,
+                    SINK=sink,
+                    BATCH=len(inputs),
+                    BALLOT=ballot,
+                    AHEAD=ahead,
+                    **options,
+                )
 
 
 class Plan:

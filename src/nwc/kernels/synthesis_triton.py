@@ -45,7 +45,7 @@ def add_products(found, to, stride, vectors, vector_stride, fresh, keep, BATCH: 
         BATCH: number of vectors.
     """
     for i in tl.static_range(BATCH):
-        at = to + i * stride
+        at = to + tl.full([], i, tl.int64) * stride
         before = tl.load(at, mask=keep & (fresh == 0), other=0.0)
         tl.store(at, before + found * tl.load(vectors + i * vector_stride), mask=keep)
 
