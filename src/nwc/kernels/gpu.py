@@ -166,7 +166,7 @@ class Plan:
                 launch,
                 _put(launch.slots, device),
                 _put(launch.states.view(np.int32), device),
-                torch.ones(len(launch.slots), dtype=torch.int32, device=device),
+                torch.ones(len(launch.slots), rans.LANES, dtype=torch.int32, device=device),
             )
             for launch in parts.launches
         ]
@@ -178,7 +178,7 @@ class Plan:
             BadTileError: one did not.
         """
         for launch, _, _, ends in self.launches:
-            bad = np.flatnonzero(ends.cpu().numpy())
+            bad = np.flatnonzero(ends.any(dim=1).cpu().numpy())
             if len(bad):
                 numbers = launch.slots[bad, Slot.TILE]
                 tile = int(numbers[numbers >= 0].min())

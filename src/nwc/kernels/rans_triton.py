@@ -57,10 +57,10 @@ _PREFETCH = tl.constexpr("prefetch.global.L1 [$1]; mov.b32 $0, 0;")
 
 @triton.jit
 def lane_masks(TILES: tl.constexpr):
-    """Bits, in a warp, of the lanes of my tile before me, and of all its lanes: [TILES, 16]."""
-    lane = tl.arange(0, LANES)[None, :] + 0 * tl.arange(0, TILES)[:, None]
-    shift = (tl.arange(0, TILES)[:, None] & 1) * LANES + 0 * lane
-    return ((1 << lane) - 1) << shift, (0xFFFF + 0 * lane) << shift
+    """Bits, in a warp, of the lanes of my tile before me, and of all its lanes."""
+    thread = tl.arange(0, TILES * LANES)
+    shift = thread % 32 // LANES * LANES
+    return ((1 << thread % LANES) - 1) << shift, (0xFFFF + 0 * thread) << shift
 
 
 @triton.jit
@@ -76,23 +76,25 @@ def advance(
     mine,
     on_parity,
     on_bit,
+    TILES: tl.constexpr,
     TRELLIS: tl.constexpr,
     BALLOT: tl.constexpr,
 ):
     """One step of all lanes.
 
     Args:
-        x: rANS states [TILES, 16], uint32.
-        position: words read [TILES, 16], the same in all lanes of a tile.
-        path: states of the trellis [TILES, 16].
-        pair: entry of `choice` [TILES, 16]: table << 32 | start.
+        x: rANS states, uint32; this and all others but `packed` are [TILES * 16], a lane each.
+        position: words read, the same in all lanes of a tile.
+        path: states of the trellis.
+        pair: entry of `choice`: table << 32 | start.
         packed: see `coding.rans.lookup`.
-        words: address of the tile's first word [TILES, 1].
-        available: number of its words [TILES, 1].
+        words: address of the tile's first word.
+        available: number of its words.
         before: see `lane_masks`.
         mine: see `lane_masks`.
-        on_parity: of the trellis [TILES, 1].
-        on_bit: of the trellis [TILES, 1].
+        on_parity: of the trellis.
+        on_bit: of the trellis.
+        TILES: of the program.
         TRELLIS: whether there is one.
         BALLOT: count refills by a vote of the warp. Right only where a thread holds one lane.
 
@@ -125,9 +127,10 @@ def advance(
             pack=1,
         )
     else:
-        taken = wants.to(tl.int32)
-        earlier = tl.cumsum(taken, 1) - taken
-        total = tl.sum(taken, 1, keep_dims=True)
+        taken = tl.reshape(wants.to(tl.int32), [TILES, LANES])
+        sums = tl.sum(taken, 1, keep_dims=True) + 0 * taken
+        earlier = tl.reshape(tl.cumsum(taken, 1) - taken, [TILES * LANES])
+        total = tl.reshape(sums, [TILES * LANES])
     at = position + earlier
     word = tl.load(words + at, mask=wants & (at < available), other=0)
     word = word.to(tl.uint32) & 0xFFFF
@@ -188,7 +191,7 @@ def decode_tiles(
         vector_stride: between two of them.
         out: integers (int16), weights (any float) or sums of products (FP32).
         out_stride: between the sums of two vectors.
-        ends: [slots] int32, set to 1 where a tile does not end as it must, else to 0.
+        ends: [slots, 16] int32, set to 1 where a lane does not end as it must, else to 0.
         TILES: of a program.
         TRELLIS: whether any stream has one.
         ROW_CLASSES: whether any stream has classes of rows.
@@ -199,8 +202,10 @@ def decode_tiles(
         AHEAD: how many words ahead a tile's words are fetched into the nearest cache; 0 leaves it
             to the other warps of a full GPU to bridge the wait. NVIDIA only.
     """
-    number = tl.program_id(0).to(tl.int64) * TILES + tl.arange(0, TILES)[:, None]
-    lane = tl.arange(0, LANES)[None, :]
+    # One dimension leaves the compiler one layout to choose: a lane a thread, in this order.
+    thread = tl.arange(0, TILES * LANES)
+    number = tl.program_id(0).to(tl.int64) * TILES + thread // LANES
+    lane = thread % LANES
     slot = slots + number * FIELDS
     first = slots + tl.program_id(0).to(tl.int64) * (TILES * FIELDS)
     columns = tl.load(first + COLUMNS).to(tl.int32)
@@ -219,14 +224,14 @@ def decode_tiles(
     top = out + tl.load(slot + OUT) + lane * row_stride
 
     x = tl.load(states + number * LANES + lane).to(tl.uint32, bitcast=True)
-    position = tl.zeros([TILES, LANES], tl.int32)
-    path = tl.zeros([TILES, LANES], tl.int32)
+    position = tl.zeros([TILES * LANES], tl.int32)
+    path = tl.zeros([TILES * LANES], tl.int32)
     before, mine = lane_masks(TILES)
     for column in range(columns):
         level = tl.load(column_classes + column_at + column).to(tl.int32)
         scale = tl.load(column_scales + column_at + column) if SINK != "integers" else 1.0
         to = top if SINK == "products" else top + column * column_stride
-        group = level + 0 * lane
+        group = level
         later = group
         if ROW_CLASSES:
             # The class of a chunk is fetched two steps before it is needed, its tables one.
@@ -262,6 +267,7 @@ def decode_tiles(
                 mine,
                 on_parity,
                 on_bit,
+                TILES,
                 TRELLIS,
                 BALLOT,
             )
@@ -285,5 +291,7 @@ def decode_tiles(
                     BATCH,
                 )
             to += row_stride * LANES
-    ended = (x == LOWER) & (position == available)
-    tl.store(ends + number, 1 - tl.min(ended.to(tl.int32), 1, keep_dims=True))
+    # All lanes report: one result a tile would ask for a layout of its own, and the compiler
+    # might take that one for the whole kernel.
+    bad = (x != LOWER) | (position != available)
+    tl.store(ends + number * LANES + lane, bad.to(tl.int32))

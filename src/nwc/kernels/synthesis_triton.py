@@ -16,10 +16,10 @@ def weight(place, values, column_scale, row_scales, row, keep, ROW_SCALES: tl.co
     """Weights in FP32, in the order of multiplications of `CompressedTensor.tile`.
 
     Args:
-        place: of the values [TILES, 16].
+        place: of the values, a lane each like all tensors here.
         values: address of all value tables.
-        column_scale: [TILES, 1].
-        row_scales: address of the scales of the first chunk's rows [TILES, 16].
+        column_scale:.
+        row_scales: address of the scales of the first chunk's rows.
         row: of the first lane in the tile.
         keep: which rows are no padding.
         ROW_SCALES: whether rows have scales.
@@ -35,10 +35,10 @@ def add_products(found, to, stride, vectors, vector_stride, fresh, keep, BATCH: 
     """Add weight times input to the sums of a tile's rows, for every vector.
 
     Args:
-        found: weights without the scales of rows [TILES, 16].
-        to: address of the sums [TILES, 16]. Only this thread touches them.
+        found: weights without the scales of rows.
+        to: address of the sums. Only this thread touches them.
         stride: between the sums of two vectors.
-        vectors: address of the column's input in the first vector [TILES, 1].
+        vectors: address of the column's input in the first vector.
         vector_stride: between two vectors.
         fresh: whether this is the tile's first column: nothing is there yet.
         keep: which rows are no padding.
