@@ -1,10 +1,16 @@
 """Tiny models with random weights, made once a session; nothing is downloaded."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
+
+# Without a GPU, Triton interprets its kernels. It asks once, when transformers imports it.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -169,6 +175,13 @@ def text(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text(" ".join(WORDS[i] for i in index))
     return path
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    """Where Triton's kernels run: the GPU if there is one, else the CPU, interpreted."""
+    pytest.importorskip("triton", reason="Triton is not installed: pip install .[gpu]")
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nwc.codec.compressed import CompressedTensor, Decoding
 from nwc.codec.config import CodecConfig
+from nwc.codec.gpu import decode
 from nwc.codec.model import WeightCodec
 from nwc.coding.rate import BitBudget, budget
 from nwc.coding.tables import TableBank
@@ -27,6 +28,8 @@ from nwc.formats.kept import KeptDigest
 from nwc.formats.overlap import overlapped
 from nwc.formats.shards import Reader, Shard, read_range
 from nwc.formats.shipped import shipped_codecs
+from nwc.kernels import gpu
+from nwc.kernels.gpu import BadMatrixError
 
 
 class Checkpoint:
@@ -231,6 +234,8 @@ class Checkpoint:
             FormatError: there is no such tensor.
             BitstreamError: it is damaged.
         """
+        if gpu.available(device) and key in self and self._stored.get(key) != key:
+            return self._on_gpu([key], dtype or torch.float32, device)[key]
         work = self._begin(key, dtype)
         for _ in (map if executor is None else executor.map)(work.part, range(work.parts)):
             pass
@@ -305,6 +310,13 @@ class Checkpoint:
         As many threads as torch uses decode. Arguments and errors are those of `tensor`.
         """
         keys = self.keys()
+        if gpu.available(device):
+            kept = set(self.kept_keys())
+            compressed = [key for key in keys if key not in kept]
+            found = self._on_gpu(compressed, dtype or torch.float32, device)
+            for key in keys:
+                yield key, self.tensor(key, dtype, device) if key in kept else found.pop(key)
+            return
         starts = (partial(self._begin, key, dtype) for key in keys)
         values = overlapped(starts, torch.get_num_threads())
         for key, value in zip(keys, values, strict=True):
@@ -328,6 +340,21 @@ class Checkpoint:
             found[key] = value
             if on_tensor is not None:
                 on_tensor(key)
+        return found
+
+    def _on_gpu(
+        self, keys: list[str], dtype: torch.dtype, device: str | torch.device
+    ) -> dict[str, Tensor]:
+        """Compressed tensors, decoded together by the kernels of a GPU."""
+        names = [name for key in keys for name in self._stacked.get(key, [key])]
+        try:
+            parts = decode([self.compressed(name) for name in names], device, dtype)
+        except BadMatrixError as error:
+            raise BitstreamError(f"{names[error.matrix]}: {error}") from error
+        found = dict(zip(names, parts, strict=True))
+        for key in keys:
+            if key in self._stacked:
+                found[key] = torch.stack([found.pop(name) for name in self._stacked[key]])
         return found
 
     def tensor_bytes(self, key: str) -> BitBudget:
