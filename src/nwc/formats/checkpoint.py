@@ -349,9 +349,9 @@ class Checkpoint:
         names = [name for key in keys for name in self._stacked.get(key, [key])]
         try:
             parts = decode([self.compressed(name) for name in names], device, dtype)
+            found = dict(zip(names, parts, strict=True))
         except BadMatrixError as error:
             raise BitstreamError(f"{names[error.matrix]}: {error}") from error
-        found = dict(zip(names, parts, strict=True))
         for key in keys:
             if key in self._stacked:
                 found[key] = torch.stack([found.pop(name) for name in self._stacked[key]])
