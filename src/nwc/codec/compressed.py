@@ -132,14 +132,22 @@ class CompressedTensor:
         *,
         decoder: TileDecoder = decode_tile,
         executor: Executor | None = None,
+        out: Float[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "..."]:
-        """The tensor as the checkpoint holds it; tiles decode in the executor's threads if given.
+        """The tensor as the checkpoint holds it.
+
+        Args:
+            dtype: of a new tensor.
+            decoder: kernel.
+            executor: its threads decode tiles, if given.
+            out: of the same shape, on the CPU; takes the weights instead of a new tensor.
 
         Raises:
             BitstreamError: the stream is damaged anywhere.
         """
         head = self.stream.head
         self.stream.container.check_hash()
+        dtype = dtype if out is None else out.dtype
         columns = torch.empty(head.columns, head.rows, dtype=dtype)
 
         def place(i: int) -> None:
@@ -151,7 +159,8 @@ class CompressedTensor:
 
         for _ in (map if executor is None else executor.map)(place, range(len(self.stream.tiles))):
             pass
-        return columns if head.transposed else columns.T.contiguous()
+        weight = columns if head.transposed else columns.T
+        return weight.contiguous() if out is None else out.copy_(weight)
 
     def _synthesis(
         self, integers: Int16[Tensor, "columns chunks 16"], classes: Classes
