@@ -96,20 +96,18 @@ def _packed(
 ) -> PackedMatrix | list[PackedMatrix] | None:
     """The compressed form of a parameter; None if it has to be put together otherwise."""
     compressed = set(checkpoint.compressed_keys())
-    if None in parts:
-        (key,) = parts[None]
-        if key in compressed:
-            return PackedMatrix(checkpoint, [key])
-        matrices = checkpoint.matrices(key)
+    operations, order = _conversion(parts, mapping)
+    if not operations:
+        keys = [key for each in parts.values() for key in each]
+        if len(keys) > 1:
+            return None
+        if keys[0] in compressed:
+            return PackedMatrix(checkpoint, keys)
+        matrices = checkpoint.matrices(keys[0])
         return [PackedMatrix(checkpoint, [matrix]) for matrix in matrices] or None
     if not all(key in compressed for keys in parts.values() for key in keys):
         return None
-    converter = next(
-        entry
-        for entry in mapping
-        if isinstance(entry, WeightConverter) and set(parts) <= set(entry.source_patterns)
-    )
-    merge, *join = converter.operations
+    merge, *join = operations
     dim = 1
     if not isinstance(merge, MergeModulelist) or merge.dim != 0 or len(join) > 1:
         return None
@@ -117,11 +115,32 @@ def _packed(
         if not isinstance(join[0], Concatenate) or join[0].dim not in (1, 2):
             return None
         dim = join[0].dim
-    patterns = [p for p in converter.source_patterns if p in parts]
-    if len({len(parts[p]) for p in patterns}) != 1 or (len(patterns) > 1 and not join):
+    if len({len(parts[p]) for p in order}) != 1 or (len(order) > 1 and not join):
         return None
-    experts = zip(*(parts[p] for p in patterns), strict=True)
+    experts = zip(*(parts[p] for p in order), strict=True)
     return [PackedMatrix(checkpoint, keys, dim - 1) for keys in experts]
+
+
+def _conversion(parts: Sources, mapping: list[Any]) -> tuple[list[Any], list[str | None]]:
+    """What is done to the tensors of a parameter, and the order of their patterns."""
+    if None in parts:
+        return [], [None]
+    converter = next(
+        entry
+        for entry in mapping
+        if isinstance(entry, WeightConverter) and set(parts) <= set(entry.source_patterns)
+    )
+    operations = [each for each in converter.operations if not _is_identity(each)]
+    return operations, [p for p in converter.source_patterns if p in parts]
+
+
+def _is_identity(operation: object) -> bool:
+    """Whether an operation leaves a tensor as it is that has the shape of its parameter."""
+    # The first is a transposition that looks at the shape, the second one for kernels of others.
+    return (
+        getattr(operation, "check_dims", False)
+        or type(operation).__name__ == "Force16BytesAlignment"
+    )
 
 
 def _shape(packed: PackedMatrix | list[PackedMatrix]) -> tuple[int, ...]:

@@ -13,11 +13,10 @@ from __future__ import annotations
 import copy
 import functools
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from transformers.quantizers import auto
@@ -30,7 +29,7 @@ from nwc.integrations.hf_config import NWCConfig
 from nwc.integrations.hf_packing import Sources, pack_model, sources
 from nwc.integrations.hf_saving import compressed_state_dict
 from nwc.integrations.lazy_weights import LazyWeight
-from nwc.integrations.on_the_fly import compressed_copy
+from nwc.integrations.on_the_fly import TemporaryCopy, compressed_copy
 from nwc.integrations.packed import unpack
 
 if TYPE_CHECKING:
@@ -54,7 +53,11 @@ class NWCQuantizer(HfQuantizer):
         self.checkpoint: Checkpoint | None = None
         self._made_of: dict[str, Sources] = {}
         self._conversions: Any = None
-        self._copy: tempfile.TemporaryDirectory[str] | None = None
+        self._copy: TemporaryCopy | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy of a model reads the same open files."""
+        return copy.copy(self)
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         """Refuse what cannot be done.
@@ -91,7 +94,8 @@ class NWCQuantizer(HfQuantizer):
         folder = Path(checkpoint_files[0]).parent
         if not self.pre_quantized:
             config = self.quantization_config
-            folder, self._copy = compressed_copy(folder, config.compression)
+            self._copy = compressed_copy(folder, config.compression)
+            folder = self._copy.folder
             made = json.loads((folder / "config.json").read_text())
             config.describe(made["quantization_config"])
         self.checkpoint = checkpoint = Checkpoint(folder, self.quantization_config.codec)

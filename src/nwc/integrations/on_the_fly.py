@@ -6,7 +6,9 @@ package itself, leaves a function here that imports the compressor when it is ca
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,27 +23,33 @@ def use_compressor(compress: Callable[..., object]) -> None:
     _compressor[:] = [compress]
 
 
-def compressed_copy(
-    folder: Path, options: dict[str, Any]
-) -> tuple[Path, tempfile.TemporaryDirectory[str]]:
+class TemporaryCopy:
+    """A compressed folder that is removed when nobody holds this any more.
+
+    Args:
+        place: the folder around it.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self.folder = place / "model"
+        # An open file can be removed everywhere but on Windows, where it is left behind.
+        weakref.finalize(self, shutil.rmtree, place, ignore_errors=True)
+
+
+def compressed_copy(folder: Path, options: dict[str, Any]) -> TemporaryCopy:
     """Compress a model's folder, without calibration text unless the options name one.
 
     Args:
         folder: of an ordinary checkpoint.
         options: of `nwc.compress`.
 
-    Returns:
-        The compressed folder, and what removes it once nobody holds that any more.
-
     Raises:
         NWCError: the folder cannot be compressed in this way.
     """
     if not _compressor:
         raise ConfigError("nothing compresses here; import nwc, or give a folder it has made")
-    # An open file can be removed on every system but Windows, where it stays until next time.
-    place = tempfile.TemporaryDirectory(prefix="nwc-", ignore_cleanup_errors=True)
-    output = Path(place.name) / "model"
+    made = TemporaryCopy(Path(tempfile.mkdtemp(prefix="nwc-")))
     if "calibration" not in options:
         options = {"data_free": True} | options
-    _compressor[0](folder, output, **options)
-    return output, place
+    _compressor[0](folder, made.folder, **options)
+    return made

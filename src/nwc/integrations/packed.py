@@ -61,13 +61,15 @@ class PackedMatrix:
             BitstreamError: a stream is damaged.
         """
         start = 0
-        for key, size in zip(self.keys, self._sizes, strict=True):
-            part = out.narrow(self._dim, start, size)
-            try:
-                self.checkpoint.compressed(key).weight(out=part, executor=_threads())
-            except BitstreamError as error:
-                raise BitstreamError(f"{key}: {error}") from error
-            start += size
+        # Inference mode is a matter of the thread: the threads that decode would not be in it.
+        with torch.inference_mode(mode=False), torch.no_grad():
+            for key, size in zip(self.keys, self._sizes, strict=True):
+                part = out.narrow(self._dim, start, size)
+                try:
+                    self.checkpoint.compressed(key).weight(out=part, executor=_threads())
+                except BitstreamError as error:
+                    raise BitstreamError(f"{key}: {error}") from error
+                start += size
 
     def weight(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The matrix as a module uses it.
@@ -77,7 +79,7 @@ class PackedMatrix:
         backward pass.
         """
         own = torch.is_grad_enabled()
-        weight = torch.empty(self.shape, dtype=dtype) if own else _buffers.lend(self.shape, dtype)
+        weight = _empty(self.shape, dtype) if own else _buffers.lend(self.shape, dtype)
         self.decode_into(weight)
         if device.type == "cpu":
             return weight
@@ -119,9 +121,9 @@ class PackedStack:
 
     def dense(self) -> Tensor:
         """The whole stack."""
-        out = torch.empty(self.shape, dtype=self.dtype)
-        for matrix, place in zip(self._matrices, out, strict=True):
-            matrix.decode_into(place)
+        out = _empty(self.shape, self.dtype)
+        for i, matrix in enumerate(self._matrices):
+            matrix.decode_into(out[i])
         return out.to(self.device)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
@@ -226,6 +228,14 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="nwc")
 
 
+def _empty(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None = None
+) -> Tensor:
+    # Made under inference mode it could not be written outside of it.
+    with torch.inference_mode(mode=False):
+        return torch.empty(shape, dtype=dtype, device=device)
+
+
 class _Buffers(threading.local):
     """Buffers that decoded matrices are lent in, one for each shape unless more are in use."""
 
@@ -238,12 +248,7 @@ class _Buffers(threading.local):
         """A tensor that nobody else holds; its values are those of before."""
         buffers = self._all.setdefault((shape, dtype, device), [])
         free = next((i for i, (_, lent) in enumerate(buffers) if lent() is None), len(buffers))
-        if free < len(buffers):
-            buffer = buffers.pop(free)[0]
-        else:
-            # Made under inference mode it could not be written outside of it later.
-            with torch.inference_mode(mode=False):
-                buffer = torch.empty(shape, dtype=dtype, device=device)
+        buffer = buffers.pop(free)[0] if free < len(buffers) else _empty(shape, dtype, device)
         view = buffer.view(shape)
         buffers.append((buffer, weakref.ref(view)))
         return view
