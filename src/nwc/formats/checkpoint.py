@@ -281,6 +281,11 @@ class Checkpoint:
         with ThreadPoolExecutor(os.cpu_count()) as executor:
             return {key: self.tensor(key, dtype, device, executor) for key in self.keys()}
 
+    def stream_bytes(self, key: str) -> int:
+        """Bytes of the stream of a compressed tensor."""
+        stored = self._stored[key]
+        return self._places[stored].data_size(stored)
+
     def tensor_bytes(self, key: str) -> BitBudget:
         """Bytes that one compressed tensor takes, its entry in the shard's header included."""
         stored = self._stored[key]
