@@ -86,6 +86,9 @@ def test_a_packed_model_is_saved_compressed(family, tmp_path, shard):
     before, after = nwc.open(family.compressed), nwc.open(tmp_path)
     assert after.check_hash() == before.check_hash()
     after.check_kept()
+    weights, expected = nwc.load_state_dict(tmp_path), nwc.load_state_dict(family.compressed)
+    assert set(weights) == set(expected)
+    assert all(torch.equal(value, expected[key]) for key, value in weights.items())
     stored = config_of(family.compressed)["quantization_config"]
     assert config_of(tmp_path)["quantization_config"] == stored
     assert torch.equal(logits(packed(tmp_path)), logits(model))
