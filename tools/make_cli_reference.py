@@ -11,7 +11,7 @@ from pathlib import Path
 from nwc.cli.main import main as nwc
 
 PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
-VERBS = ("compress", "decompress", "eval", "inspect", "verify", "report", "train", "bench")
+VERBS = ("compress", "decompress", "run", "eval", "inspect", "verify", "report", "train", "bench")
 HEAD = """# The command
 
 Made by `make docs` from the command's own help. Results go to standard output, all else to

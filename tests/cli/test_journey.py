@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import nwc as package
 from nwc.cli import main as cli
 
-VERBS = ("compress", "decompress", "eval", "inspect", "verify", "report", "train", "bench")
+VERBS = ("compress", "decompress", "run", "eval", "inspect", "verify", "report", "train", "bench")
 
 
 @pytest.mark.parametrize("verb", VERBS)

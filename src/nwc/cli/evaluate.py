@@ -22,11 +22,11 @@ from nwc.cli.arguments import (
 )
 from nwc.cli.console import Command, err, out, print_json, progress, quiet_transformers
 from nwc.compression.source import find_model
-from nwc.errors import ConfigError, FormatError
+from nwc.errors import ConfigError
 from nwc.evaluation.perplexity import evaluate, strided
 from nwc.evaluation.zero_shot import run_tasks
 from nwc.formats.checkpoint import is_compressed
-from nwc.integrations.loading import load_model, open_checkpoint
+from nwc.integrations.loading import load_any, load_model, open_checkpoint
 from nwc.integrations.tokenizer import tokenizer_of
 
 if TYPE_CHECKING:
@@ -146,15 +146,7 @@ class Eval(Command):
             keys = open_checkpoint(folder, self.codec).keys()
             with progress("loading", len(keys)) as advance:
                 return load_model(folder, dtype, device, self.codec, lambda key: advance(1, key))
-        from transformers import AutoModelForCausalLM
-
-        try:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-        except (ValueError, OSError, KeyError) as error:
-            raise FormatError(
-                f"{folder} is not a causal language model: {str(error).splitlines()[0]}"
-            ) from error
-        return model.to(device).eval()
+        return load_any(folder, dtype, device)
 
 
 def _show(found: dict[str, Any]) -> None:

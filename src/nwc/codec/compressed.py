@@ -155,18 +155,27 @@ class CompressedTensor:
         *,
         decoder: TileDecoder | None = None,
         executor: Executor | None = None,
+        out: Float[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "..."]:
-        """The tensor as the checkpoint holds it; tiles decode in the executor's threads if given.
+        """The tensor as the checkpoint holds it.
 
-        Without a decoder it is the fastest that there is. Whichever it is, the bits are the same.
+        Args:
+            dtype: of a new tensor.
+            decoder: kernel.
+            executor: its threads decode tiles, if given.
+            out: of the same shape, on the CPU; takes the weights instead of a new tensor.
+
+        Without a kernel it is the fastest that there is. Whichever it is, the bits are the same.
 
         Raises:
             BitstreamError: the stream is damaged anywhere.
         """
-        job = self.decoding(dtype, decoder)
+        place = out if out is None or out.is_contiguous() else None
+        job = self.decoding(dtype if out is None else out.dtype, decoder, place)
         for _ in (map if executor is None else executor.map)(job.part, range(job.parts)):
             pass
-        return job.result()
+        found = job.result()
+        return found if out is None or out is place else out.copy_(found)
 
     def decoding(
         self,

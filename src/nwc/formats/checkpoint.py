@@ -63,7 +63,7 @@ class Checkpoint:
         self._stored = {
             key.removesuffix(layout.STREAM_SUFFIX): key
             for key in self._places
-            if not layout.is_shared(key)
+            if not layout.is_shared(key) and not self._is_guard(key)
         }
         self._stacked = self._read_stacked()
 
@@ -83,15 +83,21 @@ class Checkpoint:
         return [single]
 
     def _read_facts(self) -> dict[str, Any]:
-        texts = [s.metadata[layout.METADATA_KEY] for s in self.shards if "nwc" in s.metadata]
+        # transformers, saving, repeats the text in every shard.
+        texts = {s.metadata[layout.METADATA_KEY] for s in self.shards if "nwc" in s.metadata}
         if len(texts) != 1:
             raise FormatError(
-                f"{self.path} is not a compressed checkpoint ({len(texts)} of its files say so, "
-                "wanted 1); make one with nwc compress"
+                f"{self.path} is not a compressed checkpoint ({len(texts)} descriptions "
+                "in its files, wanted 1); make one with nwc compress"
             )
-        facts = layout.parse_object(texts[0], f"header of {self.path}")
+        facts = layout.parse_object(texts.pop(), f"header of {self.path}")
         layout.check_version(facts.get("version"), str(self.path))
         return facts
+
+    def _is_guard(self, key: str) -> bool:
+        """Whether a stored name only keeps other loaders out (`layout.GUARD_BYTES`)."""
+        twins = key + layout.STREAM_SUFFIX, f"{key}.0{layout.STREAM_SUFFIX}"
+        return self._places[key].data_size(key) == 0 and any(t in self._places for t in twins)
 
     def _read_stacked(self) -> dict[str, list[str]]:
         """Tensors of three dimensions -> names of their matrices, each a stream of its own."""
@@ -148,6 +154,10 @@ class Checkpoint:
     def compressed_keys(self) -> list[str]:
         """Names of the compressed ones; of a tensor of three dimensions, of each matrix."""
         return [key for key, stored in self._stored.items() if stored != key]
+
+    def matrices(self, key: str) -> list[str]:
+        """Names of the matrices of a tensor of three dimensions; none if it is not compressed."""
+        return self._stacked.get(key, [])
 
     def kept_keys(self) -> list[str]:
         """Names of the others, which are stored as they were."""
@@ -292,6 +302,18 @@ class Checkpoint:
 
         return Decoding(ends[-1], part, result)
 
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of a tensor by its name in the original checkpoint; nothing is decoded.
+
+        Raises:
+            FormatError, BitstreamError: as `tensor`.
+        """
+        if key in self._stacked:
+            return len(self._stacked[key]), *self.shape(self._stacked[key][0])
+        if self._stored.get(key) == key:
+            return tuple(self._places[key].entries[key]["shape"])
+        return self.compressed(key).shape
+
     def tile(self, key: str, i: int) -> Tensor:
         """Tile i of a compressed tensor: FP32 [columns, rows], nothing else decoded.
 
@@ -357,6 +379,11 @@ class Checkpoint:
                 found[key] = torch.stack([found.pop(name) for name in self._stacked[key]])
         return found
 
+    def stream_bytes(self, key: str) -> int:
+        """Bytes of the stream of a compressed tensor."""
+        stored = self._stored[key]
+        return self._places[stored].data_size(stored)
+
     def tensor_bytes(self, key: str) -> BitBudget:
         """Bytes that one compressed tensor takes, its entry in the shard's header included."""
         stored = self._stored[key]
@@ -376,7 +403,7 @@ class Checkpoint:
                     tables += shard.data_size(key)
                 elif key == layout.CODEC_KEY:
                     codec += shard.data_size(key)
-                else:
+                elif not self._is_guard(key):
                     headers -= shard.entry_size(key)
         return BitBudget(codec=codec, tables=tables, headers=headers)
 
