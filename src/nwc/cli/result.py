@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from nwc.cli.inspect import inspection
-from nwc.cli.report import REPORT_FILE
+from nwc.cli.report import REPORT_FILE, read_report
 from nwc.coding.bitstream import rebank
 from nwc.coding.tables import TableBank
 from nwc.compression.pipeline import CompressedUnit
 from nwc.compression.state import WorkFolder
 from nwc.errors import NWCError
-from nwc.formats.checkpoint import Checkpoint
+from nwc.formats.checkpoint import Checkpoint, is_compressed
 from nwc.formats.layout import MAJOR, MINOR
 from nwc.formats.writer import CheckpointWriter
 from nwc.reporting.model_card import render_card
@@ -32,7 +32,7 @@ CARD = "README.md"
 _SLACK = 64
 """Empty lines at the end of the card at most."""
 
-_PUBLISHED = "published.json"
+PUBLISHED = "published.json"
 """In the work folder: hash of the result, before it takes its place."""
 
 
@@ -75,7 +75,7 @@ def write_result(
         report = make_report(preparation, found, about, blocks, warnings)
         report["distillation"] = distillation
         report["hash"] = checkpoint.facts["hash"]
-        preparation.work.write_json(_PUBLISHED, report["hash"])
+        preparation.work.write_json(PUBLISHED, report["hash"])
         writer.publish(_files(report, found["file_bytes"]))
     return warnings + _damping(about)
 
@@ -83,9 +83,15 @@ def write_result(
 def is_published(work: Path, output: Path) -> bool:
     """Whether an output is the result of the run whose state is still beside it."""
     try:
-        return Checkpoint(output).facts["hash"] == WorkFolder(work).read_json(_PUBLISHED)
+        return _hash(output) == WorkFolder(work).read_json(PUBLISHED)
     except (NWCError, KeyError, ValueError):
         return False
+
+
+def _hash(folder: Path) -> str:
+    if is_compressed(folder):
+        return Checkpoint(folder).facts["hash"]
+    return read_report(folder / REPORT_FILE)["hash"]
 
 
 def make_report(
@@ -124,9 +130,9 @@ def make_report(
             "numpy": np.__version__,
         },
         "model": {
-            "name": source.folder.name,
+            "name": preparation.folder.name,
             "architecture": (config.get("architectures") or [None])[0],
-            "license": _license(source.folder),
+            "license": _license(preparation.folder),
         },
         "target_bits": preparation.asked,
         "target": "tensors" if options.file_bits is None else "file",
@@ -210,13 +216,18 @@ def _files(report: dict[str, Any], others: int) -> dict[str, str]:
     while True:
         report["file_bytes"] = size
         report["bits_per_parameter"]["file"] = 8 * size / everything
-        files = {CARD: render_card(report), REPORT_FILE: _dump(_rounded(report))}
+        files = card_and_report(report)
         found = others + sum(len(text.encode()) for text in files.values())
         # A digit more or less in the sum changes the sum: the card's last lines take it up.
         if 0 <= size - found < _SLACK:
             files[CARD] += "\n" * (size - found)
             return files
         size = max(size + 1, found)
+
+
+def card_and_report(report: dict[str, Any]) -> dict[str, str]:
+    """The report as a model card and as JSON, by the names of their files."""
+    return {CARD: render_card(report), REPORT_FILE: _dump(_rounded(report))}
 
 
 def _dump(report: dict[str, Any]) -> str:

@@ -267,4 +267,3 @@ def _codebook(
         first_symbol=FIRST_SYMBOL,
         trellis=trellis,
     )
-

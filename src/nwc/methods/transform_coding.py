@@ -26,10 +26,11 @@ from nwc.errors import CalibrationError
 from nwc.kernels.backend import encode_tile
 from nwc.methods import code_lengths
 from nwc.methods.base import CompressedLayer, Importance, LayerMethod, LayerWeight
+from nwc.methods.errors import by_importance, measure
 from nwc.methods.operating_point import OperatingPoint
 from nwc.methods.stack import ChunkStack, PathStack, Stack
 from nwc.numerics.chunking import CHUNK, chunk_count
-from nwc.numerics.ldlq import LDL, feedback, ldl, proxy_loss, sweep
+from nwc.numerics.ldlq import LDL, feedback, ldl, sweep
 
 _COUNTED = 2**16
 """Weights of a matrix that are quantised to learn what symbols cost."""
@@ -100,13 +101,13 @@ class TransformCoding(LayerMethod):
             strict=True,
         ):
             E = error[:, : len(layer.W)].T.cpu()
-            errors = _measure(layer.W, E, H, factor)
+            errors = measure(layer.W, E, H, factor)
             results.append(
                 CompressedLayer(
                     name=layer.name,
                     data=self._encode(layer, rows, point, errors, bank),
                     errors=errors,
-                    by_importance=None if H is None else _by_importance(layer.W, E, H.diagonal()),
+                    by_importance=None if H is None else by_importance(layer.W, E, H.diagonal()),
                 )
             )
         return results
@@ -266,23 +267,3 @@ class TransformCoding(LayerMethod):
 
 def _groups(point: OperatingPoint) -> int:
     return int(point.classes.columns.max()) + int(point.classes.rows.max()) + 1
-
-
-def _measure(W: Tensor, E: Tensor, H: Tensor | None, factor: LDL | None) -> MeasuredErrors:
-    norm = float(W.norm())
-    relative = float(E.norm()) / norm if norm else 0.0
-    if H is None or factor is None:
-        return MeasuredErrors(relative)
-    H = H.cpu()
-    power = proxy_loss(W, H)
-    return MeasuredErrors(relative, proxy_loss(E, H) / power if power else 0.0, factor.damping)
-
-
-def _by_importance(W: Tensor, E: Tensor, diagonal: Tensor) -> list[float]:
-    """Relative error of the columns in each tenth of diag H, quietest first."""
-    order = diagonal.cpu().argsort(stable=True)
-    shares = []
-    for columns in order.tensor_split(10):
-        power = float(W[:, columns].square().sum())
-        shares.append((float(E[:, columns].square().sum()) / power) ** 0.5 if power else 0.0)
-    return shares
