@@ -17,7 +17,7 @@ from nwc.cli.console import Command, err, out, print_json, progress
 from nwc.cli.report import REPORT_FILE, read_report
 from nwc.coding.rate import BitBudget, ideal_bits
 from nwc.errors import BitstreamError, FormatError, NWCError
-from nwc.formats.checkpoint import Checkpoint, is_compressed
+from nwc.formats.checkpoint import Checkpoint
 from nwc.kernels.backend import decode_tile
 
 
@@ -27,9 +27,14 @@ def inspect_folder(folder: Path, codec: Path | None = None) -> dict[str, Any]:
     Raises:
         NWCError: the folder is not a result of nwc compress.
     """
-    if (folder / REPORT_FILE).exists() and not is_compressed(folder):
+    try:
+        checkpoint = Checkpoint(folder, codec)
+    except FormatError:
+        path = folder / REPORT_FILE
+        if not path.exists() or not read_report(path).get("dense"):
+            raise
         return _dense_inspection(folder)
-    return inspection(Checkpoint(folder, codec))
+    return inspection(checkpoint)
 
 
 def inspection(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -76,14 +81,8 @@ def inspection(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _dense_inspection(folder: Path) -> dict[str, Any]:
-    """What `nwc inspect` shows of such a folder.
-
-    Raises:
-        FormatError: it is not one.
-    """
+    """What is known of the result of a method without a file format."""
     report = read_report(folder / REPORT_FILE)
-    if not report.get("dense"):
-        raise FormatError(f"{folder} is neither compressed nor the result of a method of nwc")
     names = (
         "version",
         "method",

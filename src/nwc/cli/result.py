@@ -20,7 +20,7 @@ from nwc.coding.tables import TableBank
 from nwc.compression.pipeline import CompressedUnit
 from nwc.compression.state import WorkFolder
 from nwc.errors import NWCError
-from nwc.formats.checkpoint import Checkpoint, is_compressed
+from nwc.formats.checkpoint import Checkpoint
 from nwc.formats.layout import MAJOR, MINOR
 from nwc.formats.writer import CheckpointWriter
 from nwc.reporting.model_card import render_card
@@ -89,9 +89,8 @@ def is_published(work: Path, output: Path) -> bool:
 
 
 def _hash(folder: Path) -> str:
-    if is_compressed(folder):
-        return Checkpoint(folder).facts["hash"]
-    return read_report(folder / REPORT_FILE)["hash"]
+    report = read_report(folder / REPORT_FILE)
+    return report["hash"] if report.get("dense") else Checkpoint(folder).facts["hash"]
 
 
 def make_report(
