@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from nwc.codec.model import WeightCodec
 from nwc.coding.tiling import Profile
 from nwc.errors import ConfigError
+from nwc.methods.awq import AWQ
 from nwc.methods.base import LayerMethod
 from nwc.methods.dense import DenseMethod
 from nwc.methods.ecsq import Ecsq
@@ -14,9 +15,11 @@ from nwc.methods.gptq import GPTQ, GPTQActOrder
 from nwc.methods.neural import Decisions, Neural
 from nwc.methods.rtn import RTN
 
-MethodName = Literal["nwc", "ecsq", "rtn", "gptq", "gptq_act_order"]
+MethodName = Literal["nwc", "ecsq", "rtn", "gptq", "gptq_act_order", "awq"]
 
-DENSE: dict[str, type[DenseMethod]] = {method.name: method for method in (RTN, GPTQ, GPTQActOrder)}
+DENSE: dict[str, type[DenseMethod]] = {
+    method.name: method for method in (RTN, GPTQ, GPTQActOrder, AWQ)
+}
 """Methods without a file format of their own."""
 
 
