@@ -7,7 +7,7 @@ from nwc.codec.model import WeightCodec
 from nwc.coding.tiling import PROFILES
 from nwc.errors import ConfigError
 from nwc.methods.neural import Decisions
-from nwc.methods.registry import DENSE, MethodName, make_method
+from nwc.methods.registry import CODED, DENSE, MethodName, make_method
 
 
 def make(name, bits=4, codec=None):
@@ -19,7 +19,7 @@ def test_every_name_has_its_method():
     for name in get_args(MethodName):
         codec = WeightCodec(DEFAULT) if name == "nwc" else None
         assert make(name, codec=codec).name == name
-    assert set(DENSE) | {"nwc", "ecsq"} == set(get_args(MethodName))
+    assert {"nwc", *CODED, *DENSE} == set(get_args(MethodName))
 
 
 def test_only_nwc_takes_a_codec():

@@ -49,8 +49,9 @@ class Compress(Command):
     file_bits: Bits = None
     """Instead: bits per parameter of the whole folder, kept tensors and all."""
     method: MethodName = "nwc"
-    """nwc: the learned codec; ecsq: entropy-coded uniform scalar quantisation. The others are
-    rivals without a file format: they make dense weights and count the bits of their codes."""
+    """nwc: the learned codec; ecsq: entropy-coded uniform scalar quantisation; watersic, entquant:
+    other ways to set its steps. The others are rivals without a file format: they make dense
+    weights and count the bits of their codes."""
     preset: Literal["default", "light", "paper"] = "default"
     """Codec of method nwc: one small codec for every rate, one without any transform, or the
     paper's six networks."""

@@ -6,9 +6,9 @@ quiet ones in the same group (Eq. 2-5):
 .. math:: s = s_x^a, \quad a^* = \arg\min_a \mathrm{tr}(E_a H E_a^T), \quad
    E_a = W - Q(W \, \mathrm{diag}(s)) \, \mathrm{diag}(s)^{-1}
 
-over 20 values of a, each s divided by the geometric mean of its extremes. Then every group of a row
-tries ten ranges down to 0.55 of its own and takes the one with the least output error of its own
-inputs.
+over 20 values of a, each s divided by the geometric mean of its extremes. Then every group of a
+row tries ten ranges down to 0.55 of its own and takes the one with the least output error of its
+own inputs.
 
 Readings. s_x is the mean of \|x\|; of H only the root mean square is known and stands in for it.
 a = 0 is in the grid, and a row keeps its clipped ranges only where its whole error falls by them,

@@ -11,11 +11,18 @@ from nwc.methods.awq import AWQ
 from nwc.methods.base import LayerMethod
 from nwc.methods.dense import DenseMethod
 from nwc.methods.ecsq import Ecsq
+from nwc.methods.entquant import EntQuant
 from nwc.methods.gptq import GPTQ, GPTQActOrder
 from nwc.methods.neural import Decisions, Neural
 from nwc.methods.rtn import RTN
+from nwc.methods.watersic import WaterSIC
 
-MethodName = Literal["nwc", "ecsq", "rtn", "gptq", "gptq_act_order", "awq"]
+MethodName = Literal["nwc", "ecsq", "watersic", "entquant", "rtn", "gptq", "gptq_act_order", "awq"]
+
+CODED: dict[str, type[Ecsq] | type[WaterSIC] | type[EntQuant]] = {
+    method.name: method for method in (Ecsq, WaterSIC, EntQuant)
+}
+"""Methods that write streams without a learned codec."""
 
 DENSE: dict[str, type[DenseMethod]] = {
     method.name: method for method in (RTN, GPTQ, GPTQActOrder, AWQ)
@@ -55,6 +62,6 @@ def make_method(
         return Neural(codec, profile, device, decisions)
     if codec is not None:
         raise ConfigError(f"method {name} has no codec")
-    if name == Ecsq.name:
-        return Ecsq(profile, device)
+    if name in CODED:
+        return CODED[name](profile, device)
     return DENSE[name](bits, seed, device)

@@ -1,4 +1,4 @@
-"""Normalise, transform, quantise, entropy code: the engine of `nwc` and `ecsq`.
+"""Normalise, transform, quantise, entropy code: the engine of all methods that write streams.
 
 The methods differ in their codec and in how steps are set (`methods.operating_point`). With a
 Hessian the columns are quantised in order under LDLQ feedback (`numerics.ldlq`); layers that share
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -51,6 +52,9 @@ class TransformCoding(LayerMethod):
         sweeps: how often every column is decided again after LDLQ.
     """
 
+    feeds_back: bool = True
+    """Whether a Hessian, if there is one, decides anything."""
+
     def __init__(
         self,
         codec: WeightCodec,
@@ -75,6 +79,30 @@ class TransformCoding(LayerMethod):
     ) -> OperatingPoint:
         """Steps and classes of a matrix; without `importance` those of data-free compression."""
 
+    def refined(
+        self,
+        W: Tensor,
+        E: Tensor,
+        point: OperatingPoint,
+        integers: np.ndarray,
+        H: Tensor | None,
+        factor: LDL | None,
+    ) -> tuple[OperatingPoint, Tensor]:
+        """The scales that a reader shall get, once all integers of a matrix are known.
+
+        Args:
+            W: [m, n], the matrix.
+            E: [m, n], its errors with the scales that it was quantised with.
+            point: these scales.
+            integers: [n, m].
+            H: see `compress`.
+            factor: of H.
+
+        Returns:
+            The scales, and the errors with them.
+        """
+        return point, E
+
     def compress(
         self, layers: list[LayerWeight], H: Tensor | None, log2_gain: float, bank: TableBank
     ) -> list[CompressedLayer]:
@@ -90,7 +118,10 @@ class TransformCoding(LayerMethod):
         columns = torch.zeros(layers[0].W.shape[1], sum(sizes), device=self.device)
         for layer, part in zip(layers, torch.split(columns, sizes, dim=1), strict=True):
             part[:, : len(layer.W)] = layer.W.T
-        integers = self._quantise(columns, points, sizes, H, factor)
+        if self.feeds_back:
+            integers = self._quantise(columns, points, sizes, H, factor)
+        else:
+            integers = self._quantise(columns, points, sizes, None, None)
         # `columns` now holds the errors E^T.
         results = []
         for layer, point, rows, error in zip(
@@ -100,7 +131,9 @@ class TransformCoding(LayerMethod):
             torch.split(columns, sizes, dim=1),
             strict=True,
         ):
-            E = error[:, : len(layer.W)].T.cpu()
+            m = len(layer.W)
+            E = error[:, :m].T.cpu()
+            point, E = self.refined(layer.W, E, point, rows[:, :m], H, factor)
             errors = measure(layer.W, E, H, factor)
             results.append(
                 CompressedLayer(
@@ -176,13 +209,17 @@ class TransformCoding(LayerMethod):
         if factor is None or H is None:
             stack.quantise_all(columns)
             return stack.integers
-        feedback(columns, factor.upper, stack.quantise)
+        feedback(columns, factor.upper, partial(self._restored, stack))
         if self.sweeps and isinstance(stack, PathStack):
             H = H.to(self.device)
             stack.prepare_sweeps(H.diagonal().cpu(), factor.d.cpu())
             for _ in range(self.sweeps):
                 sweep(columns, H, stack.improve)
         return stack.integers
+
+    def _restored(self, stack: Stack, column: int, target: Tensor) -> Tensor:
+        """What feedback takes a column for, once its integers are chosen."""
+        return stack.quantise(column, target)
 
     def _lengths(
         self, columns: Tensor, points: list[OperatingPoint], sizes: list[int]
