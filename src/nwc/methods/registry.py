@@ -12,12 +12,25 @@ from nwc.methods.base import LayerMethod
 from nwc.methods.dense import DenseMethod
 from nwc.methods.ecsq import Ecsq
 from nwc.methods.entquant import EntQuant
+from nwc.methods.gguf_k import GGUFK
+from nwc.methods.gguf_legacy import GGUFLegacy
 from nwc.methods.gptq import GPTQ, GPTQActOrder
 from nwc.methods.neural import Decisions, Neural
 from nwc.methods.rtn import RTN
 from nwc.methods.watersic import WaterSIC
 
-MethodName = Literal["nwc", "ecsq", "watersic", "entquant", "rtn", "gptq", "gptq_act_order", "awq"]
+MethodName = Literal[
+    "nwc",
+    "ecsq",
+    "watersic",
+    "entquant",
+    "rtn",
+    "gptq",
+    "gptq_act_order",
+    "awq",
+    "gguf_k",
+    "gguf_legacy",
+]
 
 CODED: dict[str, type[Ecsq] | type[WaterSIC] | type[EntQuant]] = {
     method.name: method for method in (Ecsq, WaterSIC, EntQuant)
@@ -25,7 +38,7 @@ CODED: dict[str, type[Ecsq] | type[WaterSIC] | type[EntQuant]] = {
 """Methods that write streams without a learned codec."""
 
 DENSE: dict[str, type[DenseMethod]] = {
-    method.name: method for method in (RTN, GPTQ, GPTQActOrder, AWQ)
+    method.name: method for method in (RTN, GPTQ, GPTQActOrder, AWQ, GGUFK, GGUFLegacy)
 }
 """Methods without a file format of their own."""
 
