@@ -124,9 +124,9 @@ def rescalers(
     for _ in range(_ROUNDS):
         columns = _columns(rows[:, None] * Q, WH, H)
         part = Q * columns
-        rows = _ratio((WH * part).sum(1), ((part @ H) * part).sum(1))
-        part = rows[:, None] * part
-        loss = power + float(((part @ H - 2 * WH) * part).sum())
+        wanted, own = (WH * part).sum(1), ((part @ H) * part).sum(1)
+        rows = _ratio(wanted, own)
+        loss = power + float((rows.square() * own - 2 * rows * wanted).sum())
         if loss >= least:
             break
         still = least - loss < _STANDSTILL * least
