@@ -1,6 +1,7 @@
-r"""EntQuant: scales of rows that make the integers cheap to code (Putzky et al., 2026, Sec. 3).
+r"""EntQuant: scales of rows that make the integers cheap to code (Putzky et al., 2026).
 
-Data-free. The scale of every row of W [m, n] is chosen by what the integers z would cost,
+Data-free (arXiv 2601.22787). The scale of every row of W [m, n] is chosen by what the integers z
+would cost,
 
 .. math:: \min_s \frac{\|W - s z\|_1}{\|W\|_1} + \lambda \, \mathrm{mean} |z|, \quad
    z = \lfloor W / s \rceil
@@ -8,15 +9,16 @@ Data-free. The scale of every row of W [m, n] is chosen by what the integers z w
 where the mean magnitude stands for entropy, and lambda, the same for all layers, sets the rate.
 The integers are then entropy coded, a table for each matrix.
 
-Readings. The paper's grid is Float8 or Int8; this is the latter. It searches with L-BFGS through
-the rounding. But the objective is a sum over rows, each with one unknown, so here every row is
-searched on the grid of scales that the file can hold, 64 an octave, within 1.5 octaves of
+Readings. Written from the abstract and the description of the published code, whose grid is Float8
+or Int8; this is the latter. It searches with L-BFGS through the rounding. But the objective is a
+sum over rows, each with one unknown, so here every row is searched on the grid of scales that the
+file can hold, 64 an octave, within 1.5 octaves of
 
 .. math:: s_i^2 = 4 \lambda \, \mathrm{mean}_k |w_{ik}| \, \mathrm{mean} |W|,
 
 the solution at high rates. lambda = (pi / 8) 4^-gain makes this the step of `ecsq` for rows of
 equal Gaussian weights. What Int8 would clamp at 127 leaves the table and travels as a patch. The
-layers with super weights that the paper leaves at 8 bits are coded like all others.
+layers with super weights that it leaves at 8 bits are coded like all others.
 """
 
 from __future__ import annotations
