@@ -106,6 +106,8 @@ def test_decompress_gives_an_ordinary_checkpoint(nwc, compressed, llama, text, t
         ("gpt2", ("--calibration",)),
         ("gpt2", ("--data-free",)),
         ("untied_llama", ("--calibration", "--method", "ecsq")),
+        ("untied_llama", ("--calibration", "--method", "watersic")),
+        ("llama", ("--data-free", "--method", "entquant")),
         ("llama", ("--data-free", "--method", "ecsq", "--profile", "latency")),
         ("llama", ("--calibration", "--codec-by-reference", "--profile", "archive")),
         ("bare", ("--data-free",)),

@@ -59,3 +59,10 @@ def test_any_bytes_are_scales_or_an_error(kind, data, n):
         return
     assert torch.isfinite(found).all()
     assert found.shape == (n,)
+
+
+def test_finer_scales():
+    scales = torch.exp(torch.randn(50, generator=torch.Generator().manual_seed(0)))
+    data, used = pack_log(scales, 64)
+    assert torch.equal(read(Section.SCALES_LOG, data, 50), used)
+    assert torch.log2(used / scales).abs().max() <= 0.501 / 64

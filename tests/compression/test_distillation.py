@@ -19,7 +19,7 @@ def finished(llama, prepare):
 def tuned(run, units, batches, **changes):
     config = dataclasses.replace(DistillationConfig(epochs=4), **changes)
     windows = torch.cat(batches)
-    return distil(run.plan, run.source, run.job.method.codec, units, windows, config)
+    return distil(run.plan, run.source, run.job.method, units, windows, config)
 
 
 def test_it_helps_where_nothing_was_seen(finished):

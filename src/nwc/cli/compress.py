@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from nwc.cli.arguments import Bits, Calibration, CodecFile, Folder, Model, Patterns, Tokens
 from nwc.cli.console import Command, err, out, print_json, quiet_transformers, timed_bar
+from nwc.cli.dense_result import write_dense_result
 from nwc.cli.plan_table import show_plan
 from nwc.cli.preparation import Preparation, prepare, work_path
 from nwc.cli.report import check_page, draw_page, page_of
@@ -24,9 +25,10 @@ from nwc.compression.source import find_model
 from nwc.compression.state import WorkFolder
 from nwc.compression.unit import UnitCompressor
 from nwc.errors import ConfigError
-from nwc.formats.checkpoint import Checkpoint
 from nwc.formats.writer import check_output
+from nwc.methods.dense import DenseMethod
 from nwc.methods.neural import Decisions
+from nwc.methods.registry import DENSE, MethodName
 
 MIN_BITS, MAX_BITS = 2.0, 7.0
 DEFAULT_BITS = 4.5
@@ -48,8 +50,10 @@ class Compress(Command):
     told otherwise."""
     file_bits: Bits = None
     """Instead: bits per parameter of the whole folder, kept tensors and all."""
-    method: Literal["nwc", "ecsq"] = "nwc"
-    """nwc: the learned codec; ecsq: entropy-coded uniform scalar quantisation."""
+    method: MethodName = "nwc"
+    """nwc: the learned codec; ecsq: entropy-coded uniform scalar quantisation; watersic, entquant:
+    other ways to set its steps. The others are rivals without a file format: they make dense
+    weights and count the bits of their codes."""
     preset: Literal["default", "light", "paper"] = "default"
     """Codec of method nwc: one small codec for every rate, one without any transform, or the
     paper's six networks."""
@@ -159,6 +163,7 @@ class Compress(Command):
             work, done, refused = preparation.work, False, False
             try:
                 try:
+                    preparation.change_model()
                     preparation.find_gain()
                 except ConfigError:
                     refused = True  # other options will do, and shall not find this run in the way
@@ -199,7 +204,8 @@ class Compress(Command):
                         stream=compressor.stream, drifted=job.drifted, on_progress=on_progress,
                     )
                 )  # fmt: skip
-        return write_result(preparation, units, replace=replace)
+        write = write_dense_result if isinstance(job.method, DenseMethod) else write_result
+        return write(preparation, units, replace=replace)
 
     @contextmanager
     def _executor(
@@ -220,7 +226,8 @@ class Compress(Command):
     def _check(self) -> None:
         if self.bits is not None and self.file_bits is not None:
             raise ConfigError("--bits and --file-bits exclude each other; drop one")
-        if self.bits is not None and not MIN_BITS <= self.bits <= MAX_BITS:
+        steered = self.method not in DENSE  # the others know their own settings
+        if steered and self.bits is not None and not MIN_BITS <= self.bits <= MAX_BITS:
             raise ConfigError(f"--bits is {self.bits}, wanted {MIN_BITS:g} to {MAX_BITS:g}")
         if self.data_free and self.calibration:
             raise ConfigError("--data-free and --calibration exclude each other; drop one")
@@ -251,18 +258,17 @@ class Compress(Command):
             err.print("note: compressing data-free; --calibration TEXT gives better quality")
 
     def _summary(self, preparation: Preparation) -> None:
-        from nwc.cli.inspect import inspection  # noqa: PLC0415  (a verb beside this one)
+        from nwc.cli.inspect import inspect_folder  # noqa: PLC0415  (a verb beside this one)
 
-        checkpoint = Checkpoint(self.output, self.codec)
-        found = inspection(checkpoint)
+        found = inspect_folder(self.output, self.codec)
         bits = found["bits_per_parameter"]
         if self.json:
-            print_json({"output": str(self.output), "hash": checkpoint.facts["hash"], **found})
+            print_json({"output": str(self.output), **found})
             return
         out.print(
             f"{self.output}: {bits['tensors']:.3f} bits per parameter over "
             f"{preparation.plan.parameters:,} compressed weights, {bits['file']:.3f} over the "
-            f"whole folder ({found['file_bytes']:,} bytes), hash {checkpoint.facts['hash']}\n"
+            f"whole folder ({found['file_bytes']:,} bytes), hash {found['hash']}\n"
             f"{page_of(self.output)}: the report",
             markup=False,
         )

@@ -7,20 +7,38 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from nwc.cli.arguments import CodecFile, Compressed
 from nwc.cli.console import Command, err, out, print_json, progress
+from nwc.cli.report import REPORT_FILE, read_report
 from nwc.coding.rate import BitBudget, ideal_bits
-from nwc.errors import BitstreamError, NWCError
+from nwc.errors import BitstreamError, FormatError, NWCError
 from nwc.formats.checkpoint import Checkpoint
 from nwc.kernels.backend import decode_tile
 
 
+def inspect_folder(folder: Path, codec: Path | None = None) -> dict[str, Any]:
+    """Everything that `nwc inspect --json` prints.
+
+    Raises:
+        NWCError: the folder is not a result of nwc compress.
+    """
+    try:
+        checkpoint = Checkpoint(folder, codec)
+    except FormatError:
+        path = folder / REPORT_FILE
+        if not path.exists() or not read_report(path).get("dense"):
+            raise
+        return _dense_inspection(folder)
+    return inspection(checkpoint)
+
+
 def inspection(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Everything that `nwc inspect --json` prints."""
+    """What is known of a compressed folder."""
     rows = []
     shared = checkpoint.shared_bytes()
     total, compressed = shared, 0
@@ -48,6 +66,7 @@ def inspection(checkpoint: Checkpoint) -> dict[str, Any]:
         "version": checkpoint.facts["version"],
         "method": checkpoint.facts.get("method"),
         "preset": checkpoint.facts.get("preset"),
+        "hash": checkpoint.facts.get("hash"),
         "compressed_parameters": compressed,
         "kept_parameters": kept,
         "file_bytes": checkpoint.file_bytes(),
@@ -58,6 +77,28 @@ def inspection(checkpoint: Checkpoint) -> dict[str, Any]:
             **total.bits_per(compressed),
         },
         "tensors": rows,
+    }
+
+
+def _dense_inspection(folder: Path) -> dict[str, Any]:
+    """What is known of the result of a method without a file format."""
+    report = read_report(folder / REPORT_FILE)
+    names = (
+        "version",
+        "method",
+        "preset",
+        "setting",
+        "hash",
+        "compressed_parameters",
+        "kept_parameters",
+    )
+    rows = ("name", "shape", "bits_per_parameter", "relative_error", "hessian_error", "damping")
+    return {
+        **{name: report[name] for name in names},
+        "dense": True,
+        "file_bytes": sum(p.stat().st_size for p in folder.iterdir() if p.is_file()),
+        "bits_per_parameter": report["bits_per_parameter"],
+        "tensors": [{**{k: t[k] for k in rows}, "bytes": t["bytes"]} for t in report["tensors"]],
     }
 
 
@@ -77,7 +118,7 @@ class Inspect(Command):
 
     def run(self) -> int:
         """See the class."""
-        found = inspection(Checkpoint(self.model, self.codec))
+        found = inspect_folder(self.model, self.codec)
         if self.json:
             print_json(found)
             return 0
@@ -88,6 +129,12 @@ class Inspect(Command):
             f"{found['kept_parameters']:,} kept, {found['file_bytes']:,} bytes",
             markup=False,
         )
+        if found.get("dense"):
+            out.print(
+                f"dense weights: the bits are those of {found['setting']} by the formula of the "
+                "method, which has no file format",
+                markup=False,
+            )
         split = Table("bits per parameter", "", box=None)
         for name in BitBudget.__dataclass_fields__:
             split.add_row(f"  {name}", f"{bits[name]:.4f}")

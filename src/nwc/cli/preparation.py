@@ -20,6 +20,7 @@ import nwc
 from nwc.calibration.corpus import token_windows
 from nwc.cli.arguments import usable_device
 from nwc.cli.console import err, progress
+from nwc.cli.prepared_model import changed_model
 from nwc.codec.model import WeightCodec
 from nwc.coding.tiling import PROFILES
 from nwc.compression.distillation import DistillationConfig, distil
@@ -45,8 +46,9 @@ from nwc.formats.writer import (
 )
 from nwc.integrations.tokenizer import tokenizer_of
 from nwc.methods.base import LayerMethod
+from nwc.methods.dense import DenseMethod
 from nwc.methods.neural import Neural
-from nwc.methods.registry import METHODS
+from nwc.methods.registry import DENSE, make_method
 
 if TYPE_CHECKING:
     from nwc.cli.compress import Compress
@@ -62,7 +64,8 @@ class Preparation:
 
     Args:
         options: as given.
-        source: the checkpoint.
+        folder: the checkpoint's, as given.
+        source: what is compressed.
         plan: what to compress.
         job: how.
         windows: calibration tokens, if there are any.
@@ -71,6 +74,7 @@ class Preparation:
     """
 
     options: Compress
+    folder: Path
     source: SourceCheckpoint
     plan: Plan
     job: Job
@@ -89,6 +93,20 @@ class Preparation:
             self.work.write_tensors(CALIBRATION_FILE, {"windows": self.windows}, {})
         return going_on and not self.work.is_empty
 
+    def change_model(self) -> None:
+        """Let the method change the model as a whole first, if it wants to."""
+        method = self.job.method
+        if not isinstance(method, DenseMethod):
+            return
+        with self._shown(f"{method.name} changes the model") as show:
+            folder = changed_model(
+                method, self.source, self.plan, self.windows, self.work.path / "prepared", show
+            )
+        if folder != self.source.folder:
+            self.source = SourceCheckpoint(folder)
+            self.plan = make_plan(self.source, self.options.keep)
+            self.job = dataclasses.replace(self.job, folder=folder.absolute())
+
     def find_gain(self) -> None:
         """Look at the whole model, if that decides who gets more bits, and find the gain.
 
@@ -96,6 +114,9 @@ class Preparation:
             ConfigError: the target cannot be met.
         """
         if self.work.read_json(RATE_FILE) is not None:
+            return
+        if not self.job.method.steered:
+            self.work.write_json(RATE_FILE, {})
             return
         survey: dict[str, Sensitivity] = {}
         if self.windows is not None and self.job.survey_tokens:
@@ -120,7 +141,7 @@ class Preparation:
             count = max(2, self.options.distill_tokens // self.windows.shape[1])
             with self._shown("tuning norms and biases end to end") as show:
                 changed, facts = distil(
-                    self.plan, self.source, self.job.method.codec, units, self.windows[:count],
+                    self.plan, self.source, self.job.method, units, self.windows[:count],
                     DistillationConfig(seed=self.job.seed),
                     device=self.job.device, on_progress=show,
                 )  # fmt: skip
@@ -190,7 +211,14 @@ class Preparation:
             "recovery": self.job.recovery is not None,
             "features": "compressed" if self.job.drifted else "original",
             "nwc": nwc.__version__,
-        }
+        } | self._dense_facts
+
+    @property
+    def _dense_facts(self) -> dict[str, Any]:
+        method = self.job.method
+        if not isinstance(method, DenseMethod):
+            return {}
+        return {"dense": True, "setting": method.setting.label}
 
     @property
     def kept_bytes(self) -> int:
@@ -292,7 +320,7 @@ def prepare(options: Compress, folder: Path) -> Preparation:
         threads=options.thread_count,
     )
     return Preparation(
-        options=options, source=source, plan=plan, job=job, windows=windows,
+        options=options, folder=folder, source=source, plan=plan, job=job, windows=windows,
         reference=reference, work=work,
     )  # fmt: skip
 
@@ -317,6 +345,8 @@ def _recovery(
 ) -> RecoveryConfig | None:
     """How blocks are fine-tuned; None if they are not."""
     if windows is None or options.no_recovery:
+        return None
+    if options.method in DENSE and not options.recovery:
         return None
     # App. A.5 saw fine-tuning harm GPT-OSS.
     family = getattr(require_skeleton(plan).model.config, "model_type", "")
@@ -372,14 +402,35 @@ def _left_for_tensors(
 
 def _method(options: Compress, device: str, bits: float) -> tuple[LayerMethod, str | None]:
     """The method, and the name of its codec if the file shall only refer to it."""
-    profile = PROFILES[options.profile]
-    if options.method == "ecsq":
-        if options.codec or options.codec_by_reference:
-            raise ConfigError("method ecsq has no codec; drop --codec and --codec-by-reference")
-        return METHODS["ecsq"](None, profile, device), None
-    codec, name = _codec(options, bits)
-    method = Neural(codec, profile, device, options.decisions)
-    return method, name if options.codec_by_reference else None
+    codec, reference = None, None
+    if options.method == Neural.name:
+        codec, name = _codec(options, bits)
+        reference = name if options.codec_by_reference else None
+    elif options.codec or options.codec_by_reference:
+        raise ConfigError(
+            f"method {options.method} has no codec; drop --codec and --codec-by-reference"
+        )
+    method = make_method(
+        options.method, bits=bits, codec=codec, decisions=options.decisions,
+        profile=PROFILES[options.profile], seed=options.seed, device=device,
+    )  # fmt: skip
+    if isinstance(method, DenseMethod):
+        _check_dense(options, method)
+    return method, reference
+
+
+def _check_dense(options: Compress, method: DenseMethod) -> None:
+    if options.file_bits is not None:
+        raise ConfigError(
+            f"method {method.name} comes in a few rates and writes no file of its own; use --bits"
+        )
+    if method.needs_calibration and options.calibration is None:
+        raise ConfigError(f"method {method.name} wants --calibration")
+    err.print(
+        f"note: method {method.name} has no file format: the output holds dense weights, and its "
+        f"report the bits of {method.setting.label} ({method.nominal_bits:.4g} for each weight)",
+        markup=False,
+    )
 
 
 def _codec(options: Compress, bits: float) -> tuple[WeightCodec, str]:

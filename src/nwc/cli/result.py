@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nwc.cli.inspect import inspection
-from nwc.cli.report import REPORT_FILE
+from nwc.cli.report import REPORT_FILE, read_report
 from nwc.coding.bitstream import rebank
 from nwc.coding.tables import TableBank
 from nwc.compression.pipeline import CompressedUnit
@@ -34,7 +34,7 @@ _DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _SLACK = 64
 """Empty lines at the end of the card at most."""
 
-_PUBLISHED = "published.json"
+PUBLISHED = "published.json"
 """In the work folder: hash of the result, before it takes its place."""
 
 
@@ -77,7 +77,7 @@ def write_result(
         report = make_report(preparation, found, about, blocks, warnings)
         report["distillation"] = distillation
         report["hash"] = checkpoint.facts["hash"]
-        preparation.work.write_json(_PUBLISHED, report["hash"])
+        preparation.work.write_json(PUBLISHED, report["hash"])
         writer.publish(_files(report, found["file_bytes"]))
     return warnings + _damping(about)
 
@@ -98,9 +98,14 @@ def _config(source: SourceCheckpoint) -> dict[str, Any] | None:
 def is_published(work: Path, output: Path) -> bool:
     """Whether an output is the result of the run whose state is still beside it."""
     try:
-        return Checkpoint(output).facts["hash"] == WorkFolder(work).read_json(_PUBLISHED)
+        return _hash(output) == WorkFolder(work).read_json(PUBLISHED)
     except (NWCError, KeyError, ValueError):
         return False
+
+
+def _hash(folder: Path) -> str:
+    report = read_report(folder / REPORT_FILE)
+    return report["hash"] if report.get("dense") else Checkpoint(folder).facts["hash"]
 
 
 def make_report(
@@ -139,9 +144,9 @@ def make_report(
             "numpy": np.__version__,
         },
         "model": {
-            "name": source.folder.name,
+            "name": preparation.folder.name,
             "architecture": (config.get("architectures") or [None])[0],
-            "license": _license(source.folder),
+            "license": _license(preparation.folder),
         },
         "target_bits": preparation.asked,
         "target": "tensors" if options.file_bits is None else "file",
@@ -225,13 +230,18 @@ def _files(report: dict[str, Any], others: int) -> dict[str, str]:
     while True:
         report["file_bytes"] = size
         report["bits_per_parameter"]["file"] = 8 * size / everything
-        files = {CARD: render_card(report), REPORT_FILE: _dump(_rounded(report))}
+        files = card_and_report(report)
         found = others + sum(len(text.encode()) for text in files.values())
         # A digit more or less in the sum changes the sum: the card's last lines take it up.
         if 0 <= size - found < _SLACK:
             files[CARD] += "\n" * (size - found)
             return files
         size = max(size + 1, found)
+
+
+def card_and_report(report: dict[str, Any]) -> dict[str, str]:
+    """The report as a model card and as JSON, by the names of their files."""
+    return {CARD: render_card(report), REPORT_FILE: _dump(_rounded(report))}
 
 
 def _dump(report: dict[str, Any]) -> str:

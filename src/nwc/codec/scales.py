@@ -26,11 +26,17 @@ STEPS_PER_OCTAVE = 4
 _LIMIT = 2**14
 
 
-def pack_log(scales: Float[Tensor, " n"]) -> tuple[bytes, Float[Tensor, " n"]]:
-    """Scales rounded to powers of 2^(1/4) times their median.
+def pack_log(
+    scales: Float[Tensor, " n"], steps_per_octave: int = STEPS_PER_OCTAVE
+) -> tuple[bytes, Float[Tensor, " n"]]:
+    """Scales rounded to powers of 2^(1 / steps) times their median.
 
     Layout: u8 steps per octave, FP32 base, then the Rice code of 0 for a dead column and
     1 + zigzag(step) for the others.
+
+    Args:
+        scales: 0 for dead columns.
+        steps_per_octave: 1 to 255.
 
     Returns:
         The bytes, and the scales that a reader gets from them.
@@ -40,10 +46,10 @@ def pack_log(scales: Float[Tensor, " n"]) -> tuple[bytes, Float[Tensor, " n"]]:
     relative = scales.double().numpy() / float(base)
     steps = np.zeros(len(scales), dtype=np.int64)
     alive = live.numpy()
-    steps[alive] = np.rint(STEPS_PER_OCTAVE * np.log2(relative[alive]))
+    steps[alive] = np.rint(steps_per_octave * np.log2(relative[alive]))
     steps = np.clip(steps, -_LIMIT, _LIMIT)
     codes = np.where(alive, 1 + rice.zigzag(steps), 0)
-    data = struct.pack("<Bf", STEPS_PER_OCTAVE, base) + rice.encode(codes)
+    data = struct.pack("<Bf", steps_per_octave, base) + rice.encode(codes)
     return data, _unpack_log(data, len(scales))
 
 

@@ -20,13 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nwc.codec.compressed import CompressedTensor
-from nwc.codec.model import WeightCodec
 from nwc.compression.pipeline import CompressedUnit
 from nwc.compression.plan import Plan, require_skeleton
 from nwc.compression.recovery import StepInBackward, shuffled, split_batches, stored_as
 from nwc.compression.source import SourceCheckpoint
 from nwc.errors import CalibrationError
+from nwc.methods.base import LayerMethod
 
 _BATCH_TOKENS = 2048
 _BATCHES_AT_LEAST = 8
@@ -73,7 +72,7 @@ class Distillation:
 def distil(
     plan: Plan,
     source: SourceCheckpoint,
-    codec: WeightCodec,
+    method: LayerMethod,
     units: Iterable[CompressedUnit],
     windows: Tensor,
     config: DistillationConfig,
@@ -86,7 +85,7 @@ def distil(
     Args:
         plan: of the model.
         source: the original.
-        codec: that the matrices were compressed with.
+        method: that the matrices were compressed with.
         units: all of them, finished.
         windows: tokens [windows, context] to learn from.
         config: how.
@@ -104,7 +103,7 @@ def distil(
     original = AutoModelForCausalLM.from_pretrained(source.folder, dtype="auto").eval()
     model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32).eval()
     model.requires_grad_(False)
-    _fill(model, plan, codec, units)
+    _fill(model, plan, method, units)
     original.to(device)
     model.to(device)
     names = _free(model, plan)
@@ -154,7 +153,7 @@ def distil(
 
 @torch.no_grad()
 def _fill(
-    model: nn.Module, plan: Plan, codec: WeightCodec, units: Iterable[CompressedUnit]
+    model: nn.Module, plan: Plan, method: LayerMethod, units: Iterable[CompressedUnit]
 ) -> None:
     """Give the model the weights that a reader of the file will get."""
     skeleton = require_skeleton(plan)
@@ -170,7 +169,7 @@ def _fill(
             for tensor in group.tensors:
                 t = places[tensor.name]
                 assert t.slot is not None
-                weight = CompressedTensor(tensor.data, codec, group.bank).weight()
+                weight = method.restore(tensor.data, group.bank)
                 path = f"{skeleton.blocks_path}.{t.block}.{t.slot.parameter}"
                 parameter: Any = model.get_parameter(path)
                 t.slot.view(parameter).copy_(weight.T if t.transposed else weight)

@@ -96,7 +96,7 @@ class Job:
             source=source,
             plan=plan,
             method=self.method,
-            controller=RateController.from_json(rate),
+            controller=RateController.from_json(rate) if self.method.steered else None,
             work=work,
             stream=stream,
             recovery=self.recovery,

@@ -19,7 +19,9 @@ from nwc.errors import ConfigError, FormatError
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_FLOATS = ("F64", "F32", "F16", "BF16")
+_FLOATS = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+}  # fmt: skip
 
 
 def find_model(name: str) -> Path:
@@ -159,6 +161,10 @@ class SourceCheckpoint:
     def is_float(self, key: str) -> bool:
         """Whether a tensor holds ordinary floating-point weights."""
         return self.dtypes[key] in _FLOATS
+
+    def dtype(self, key: str) -> torch.dtype:
+        """Of a tensor of ordinary floating-point weights."""
+        return _FLOATS[self.dtypes[key]]
 
     def tensor(self, key: str) -> Tensor:
         """A whole tensor in its own dtype."""

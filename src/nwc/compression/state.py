@@ -3,6 +3,7 @@
     state.json                     fingerprint of everything that decides the result
     rate.json                      what the rate controller found by sampling
     calibration.safetensors        token windows
+    prepared/                      the model after its method changed it as a whole
     survey/                        features and gradients while the survey goes on
     survey.safetensors             what it found
     features/00003.bin             inputs of block 3, as long as a unit needs them
@@ -149,7 +150,7 @@ class WorkFolder:
     @property
     def is_empty(self) -> bool:
         """Whether nothing that took long is there yet."""
-        long = ("features/*", "survey/*", "survey.safetensors", "units/*")
+        long = ("prepared", "features/*", "survey/*", "survey.safetensors", "units/*")
         return not any(any(self.path.glob(pattern)) for pattern in long)
 
     def close(self, *, remove: bool) -> None:

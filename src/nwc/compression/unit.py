@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor, nn
 
-from nwc.codec.compressed import CompressedTensor
 from nwc.coding.tables import TableBank
 from nwc.compression.features import FeatureFile
 from nwc.compression.plan import Plan, PlannedTensor
@@ -56,7 +55,7 @@ class UnitCompressor:
         source: the checkpoint.
         plan: what to compress.
         method: how.
-        controller: which gain to use.
+        controller: which gain to use; None for methods whose rate no gain steers.
         work: the run's state.
         stream: calibration; None compresses without (data-free).
         recovery: fine-tuning; None leaves it out.
@@ -69,7 +68,7 @@ class UnitCompressor:
     source: SourceCheckpoint
     plan: Plan
     method: LayerMethod
-    controller: RateController
+    controller: RateController | None
     work: WorkFolder
     stream: BlockStream | None = None
     recovery: RecoveryConfig | None = None
@@ -215,13 +214,14 @@ class UnitCompressor:
             return
         for planned, tensor in zip(group.tensors, finished.tensors, strict=True):
             # What the rest of the block is tuned to is what a reader of the file will get.
-            weight = CompressedTensor(tensor.data, self.method.codec, finished.bank).weight()
+            weight = self.method.restore(tensor.data, finished.bank)
             _view(block, planned).copy_(weight.T if planned.transposed else weight)
 
     def _compress(
         self, group: Group, block: nn.Module | None, done: dict[str, Done], *, final: bool
     ) -> FinishedGroup:
         warnings: list[str] = []
+        controller = self.controller
         H = None if self.stream is None else _hessian(group, warnings)
         layers = [
             LayerWeight(
@@ -229,11 +229,11 @@ class UnitCompressor:
                 W=self._matrix(t, block),
                 transposed=t.transposed,
                 row_weights=self.row_weights.get(t.name),
-                offset=self.controller.estimates[t.name].offset,
+                offset=0.0 if controller is None else controller.estimates[t.name].offset,
             )
             for t in group.tensors
         ]
-        gain = self.controller.log2_gain(done, self._bank_bytes())
+        gain = 0.0 if controller is None else controller.log2_gain(done, self._bank_bytes())
         tried: list[tuple[float, float]] = []
         best: tuple[float, list[CompressedLayer], TableBank] | None = None
         # After the last group nothing else absorbs the error: it is compressed until it fits.
@@ -242,16 +242,16 @@ class UnitCompressor:
             results = self.method.compress(layers, H, gain, bank)
             if best is None:
                 best = gain, results, bank
-            if not final:
+            if controller is None or not final:
                 break
             now = done | {r.name: Done(len(r.data), gain) for r in results}
-            deviation = self.controller.deviation(now, self._bank_bytes(bank))
+            deviation = controller.deviation(now, self._bank_bytes(bank))
             if abs(deviation) < min((abs(d) for _, d in tried), default=2.0**64):
                 best = gain, results, bank
             if abs(deviation) <= TOLERANCE:
                 break
             tried.append((gain, deviation))
-            gain = self.controller.corrected(tried, sum(t.parameters for t in group.tensors))
+            gain = controller.corrected(tried, sum(t.parameters for t in group.tensors))
         assert best is not None
         used, results, bank = best
         tokens = None if H is None or group.hessian is None else group.hessian.tokens

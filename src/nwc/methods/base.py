@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from nwc.codec.compressed import MeasuredErrors
+from nwc.codec.compressed import CompressedTensor, MeasuredErrors
 from nwc.codec.model import WeightCodec
 from nwc.coding.tables import TableBank
 
@@ -75,6 +75,8 @@ class LayerMethod(ABC):
     name: str
     waterfills: bool = False
     """Whether it makes use of `LayerWeight.row_weights` and `offset`."""
+    steered: bool = True
+    """Whether its rate follows the gain."""
 
     def __init__(self, codec: WeightCodec) -> None:
         self.codec = codec
@@ -104,3 +106,12 @@ class LayerMethod(ABC):
             importance: of the matrix; None for data-free compression.
             log2_gain: see `compress`.
         """
+
+    def restore(self, data: bytes, bank: TableBank) -> Tensor:
+        """The weight that a reader of the file will get, as the checkpoint holds it, FP32.
+
+        Args:
+            data: of a `CompressedLayer`.
+            bank: tables that it may refer to.
+        """
+        return CompressedTensor(data, self.codec, bank).weight()

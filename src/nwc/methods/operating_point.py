@@ -110,6 +110,7 @@ def waterfilled(
     d: Float[Tensor, " n"],
     g: Float[Tensor, " m"] | None,
     log2_gain: float,
+    floor: float = FLOOR,
 ) -> OperatingPoint:
     """Steps in proportion to 1 / sqrt(g_i d_k), around a mean gain.
 
@@ -118,15 +119,16 @@ def waterfilled(
         d: diagonal of D.
         g: weight of every row; None treats rows alike.
         log2_gain: mean over the columns of log2(spread / step).
+        floor: see `FLOOR`.
     """
-    rows = torch.zeros(len(W)) if g is None else -0.5 * _log2_floored(g, g)
+    rows = torch.zeros(len(W)) if g is None else -0.5 * _log2_floored(g, g, floor)
     normal = W * torch.exp2(-rows)[:, None]
     spread = column_scales(normal)
     alive = spread > 0
     if not alive.any():
         return normalised(W, log2_gain)
     # Dead columns take no part in what follows.
-    step = torch.where(alive, -0.5 * _log2_floored(d, d[alive]), torch.zeros_like(spread))
+    step = torch.where(alive, -0.5 * _log2_floored(d, d[alive], floor), torch.zeros_like(spread))
     gain = torch.where(alive, spread, torch.ones_like(spread)).log2() - step
     shift = log2_gain - gain[alive].mean()
     gain, step = gain + shift, step - shift
@@ -174,8 +176,8 @@ def _excess(normal: Tensor, spread: Tensor, alive: Tensor) -> Tensor:
     return torch.where(wider > 0, wider, torch.ones_like(wider)).log2()
 
 
-def _log2_floored(values: Tensor, typical: Tensor) -> Tensor:
-    floored = values.double() + FLOOR * typical.double().mean()
+def _log2_floored(values: Tensor, typical: Tensor, floor: float = FLOOR) -> Tensor:
+    floored = values.double() + floor * typical.double().mean()
     return torch.where(floored > 0, floored, torch.ones_like(floored)).log2().float()
 
 

@@ -2,29 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Literal, get_args
 
 from nwc.codec.model import WeightCodec
 from nwc.coding.tiling import Profile
 from nwc.errors import ConfigError
+from nwc.methods.awq import AWQ
 from nwc.methods.base import LayerMethod
+from nwc.methods.dense import DenseMethod
 from nwc.methods.ecsq import Ecsq
-from nwc.methods.neural import Neural
+from nwc.methods.entquant import EntQuant
+from nwc.methods.gguf_k import GGUFK
+from nwc.methods.gguf_legacy import GGUFLegacy
+from nwc.methods.gptq import GPTQ, GPTQActOrder
+from nwc.methods.neural import Decisions, Neural
+from nwc.methods.rtn import RTN
+from nwc.methods.watersic import WaterSIC
 
+MethodName = Literal[
+    "nwc",
+    "ecsq",
+    "watersic",
+    "entquant",
+    "rtn",
+    "gptq",
+    "gptq_act_order",
+    "awq",
+    "gguf_k",
+    "gguf_legacy",
+]
 
-def _neural(codec: WeightCodec | None, profile: Profile, device: str) -> LayerMethod:
-    if codec is None:
-        raise ConfigError("method nwc wants a codec")
-    return Neural(codec, profile, device)
-
-
-def _ecsq(codec: WeightCodec | None, profile: Profile, device: str) -> LayerMethod:
-    if codec is not None:
-        raise ConfigError("method ecsq has no codec")
-    return Ecsq(profile, device)
-
-
-METHODS: dict[str, Callable[[WeightCodec | None, Profile, str], LayerMethod]] = {
-    Neural.name: _neural,
-    Ecsq.name: _ecsq,
+CODED: dict[str, type[Ecsq] | type[WaterSIC] | type[EntQuant]] = {
+    method.name: method for method in (Ecsq, WaterSIC, EntQuant)
 }
+"""Methods that write streams without a learned codec."""
+
+DENSE: dict[str, type[DenseMethod]] = {
+    method.name: method for method in (RTN, GPTQ, GPTQActOrder, AWQ, GGUFK, GGUFLegacy)
+}
+"""Methods without a file format of their own."""
+
+
+def make_method(
+    name: MethodName,
+    *,
+    bits: float,
+    codec: WeightCodec | None,
+    decisions: Decisions,
+    profile: Profile,
+    seed: int = 0,
+    device: str = "cpu",
+) -> LayerMethod:
+    """The method of a name.
+
+    Args:
+        name: of the method.
+        bits: per weight, for methods that come in a few rates.
+        codec: for method `nwc`, which alone has one.
+        decisions: of method `nwc`.
+        profile: tile size, for methods that write streams.
+        seed: of everything random.
+        device: where quantisation runs.
+
+    Raises:
+        ConfigError: there is no such method, or none for so many bits.
+    """
+    if name not in get_args(MethodName):
+        raise ConfigError(f"method {name!r} is not one of {', '.join(get_args(MethodName))}")
+    if name == Neural.name:
+        if codec is None:
+            raise ConfigError("method nwc wants a codec")
+        return Neural(codec, profile, device, decisions)
+    if codec is not None:
+        raise ConfigError(f"method {name} has no codec")
+    if name in CODED:
+        return CODED[name](profile, device)
+    return DENSE[name](bits, seed, device)

@@ -1,4 +1,4 @@
-"""Normalise, transform, quantise, entropy code: the engine of `nwc` and `ecsq`.
+"""Normalise, transform, quantise, entropy code: the engine of all methods that write streams.
 
 The methods differ in their codec and in how steps are set (`methods.operating_point`). With a
 Hessian the columns are quantised in order under LDLQ feedback (`numerics.ldlq`); layers that share
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,10 +27,11 @@ from nwc.errors import CalibrationError
 from nwc.kernels.backend import encode_tile
 from nwc.methods import code_lengths
 from nwc.methods.base import CompressedLayer, Importance, LayerMethod, LayerWeight
+from nwc.methods.errors import by_importance, measure
 from nwc.methods.operating_point import OperatingPoint
 from nwc.methods.stack import ChunkStack, PathStack, Stack
 from nwc.numerics.chunking import CHUNK, chunk_count
-from nwc.numerics.ldlq import LDL, feedback, ldl, proxy_loss, sweep
+from nwc.numerics.ldlq import LDL, feedback, ldl, sweep
 
 _COUNTED = 2**16
 """Weights of a matrix that are quantised to learn what symbols cost."""
@@ -49,6 +51,9 @@ class TransformCoding(LayerMethod):
         rate_weight: lambda of the decisions, in squared steps per bit.
         sweeps: how often every column is decided again after LDLQ.
     """
+
+    feeds_back: bool = True
+    """Whether a Hessian, if there is one, decides anything."""
 
     def __init__(
         self,
@@ -74,6 +79,30 @@ class TransformCoding(LayerMethod):
     ) -> OperatingPoint:
         """Steps and classes of a matrix; without `importance` those of data-free compression."""
 
+    def refined(
+        self,
+        W: Tensor,
+        E: Tensor,
+        point: OperatingPoint,
+        integers: np.ndarray,
+        H: Tensor | None,
+        factor: LDL | None,
+    ) -> tuple[OperatingPoint, Tensor]:
+        """The scales that a reader shall get, once all integers of a matrix are known.
+
+        Args:
+            W: [m, n], the matrix.
+            E: [m, n], its errors with the scales that it was quantised with.
+            point: these scales.
+            integers: [n, m].
+            H: see `compress`.
+            factor: of H.
+
+        Returns:
+            The scales, and the errors with them.
+        """
+        return point, E
+
     def compress(
         self, layers: list[LayerWeight], H: Tensor | None, log2_gain: float, bank: TableBank
     ) -> list[CompressedLayer]:
@@ -89,7 +118,10 @@ class TransformCoding(LayerMethod):
         columns = torch.zeros(layers[0].W.shape[1], sum(sizes), device=self.device)
         for layer, part in zip(layers, torch.split(columns, sizes, dim=1), strict=True):
             part[:, : len(layer.W)] = layer.W.T
-        integers = self._quantise(columns, points, sizes, H, factor)
+        if self.feeds_back:
+            integers = self._quantise(columns, points, sizes, H, factor)
+        else:
+            integers = self._quantise(columns, points, sizes, None, None)
         # `columns` now holds the errors E^T.
         results = []
         for layer, point, rows, error in zip(
@@ -99,14 +131,16 @@ class TransformCoding(LayerMethod):
             torch.split(columns, sizes, dim=1),
             strict=True,
         ):
-            E = error[:, : len(layer.W)].T.cpu()
-            errors = _measure(layer.W, E, H, factor)
+            m = len(layer.W)
+            E = error[:, :m].T.cpu()
+            point, E = self.refined(layer.W, E, point, rows[:, :m], H, factor)
+            errors = measure(layer.W, E, H, factor)
             results.append(
                 CompressedLayer(
                     name=layer.name,
                     data=self._encode(layer, rows, point, errors, bank),
                     errors=errors,
-                    by_importance=None if H is None else _by_importance(layer.W, E, H.diagonal()),
+                    by_importance=None if H is None else by_importance(layer.W, E, H.diagonal()),
                 )
             )
         return results
@@ -175,13 +209,17 @@ class TransformCoding(LayerMethod):
         if factor is None or H is None:
             stack.quantise_all(columns)
             return stack.integers
-        feedback(columns, factor.upper, stack.quantise)
+        feedback(columns, factor.upper, partial(self._restored, stack))
         if self.sweeps and isinstance(stack, PathStack):
             H = H.to(self.device)
             stack.prepare_sweeps(H.diagonal().cpu(), factor.d.cpu())
             for _ in range(self.sweeps):
                 sweep(columns, H, stack.improve)
         return stack.integers
+
+    def _restored(self, stack: Stack, column: int, target: Tensor) -> Tensor:
+        """What feedback takes a column for, once its integers are chosen."""
+        return stack.quantise(column, target)
 
     def _lengths(
         self, columns: Tensor, points: list[OperatingPoint], sizes: list[int]
@@ -266,23 +304,3 @@ class TransformCoding(LayerMethod):
 
 def _groups(point: OperatingPoint) -> int:
     return int(point.classes.columns.max()) + int(point.classes.rows.max()) + 1
-
-
-def _measure(W: Tensor, E: Tensor, H: Tensor | None, factor: LDL | None) -> MeasuredErrors:
-    norm = float(W.norm())
-    relative = float(E.norm()) / norm if norm else 0.0
-    if H is None or factor is None:
-        return MeasuredErrors(relative)
-    H = H.cpu()
-    power = proxy_loss(W, H)
-    return MeasuredErrors(relative, proxy_loss(E, H) / power if power else 0.0, factor.damping)
-
-
-def _by_importance(W: Tensor, E: Tensor, diagonal: Tensor) -> list[float]:
-    """Relative error of the columns in each tenth of diag H, quietest first."""
-    order = diagonal.cpu().argsort(stable=True)
-    shares = []
-    for columns in order.tensor_split(10):
-        power = float(W[:, columns].square().sum())
-        shares.append((float(E[:, columns].square().sum()) / power) ** 0.5 if power else 0.0)
-    return shares
