@@ -25,6 +25,7 @@ from nwc.compression.source import find_model
 from nwc.compression.state import WorkFolder
 from nwc.compression.unit import UnitCompressor
 from nwc.errors import ConfigError
+from nwc.formats.checkpoint import Checkpoint
 from nwc.formats.writer import check_output
 from nwc.methods.dense import DenseMethod
 from nwc.methods.neural import Decisions
@@ -285,6 +286,11 @@ def compress_folder(
     if unknown:
         raise ConfigError(
             f"{unknown[0]} is not an option of nwc.compress; there are {', '.join(sorted(flags))}"
+        )
+    if options.get("method") in DENSE:
+        raise ConfigError(
+            f"method {options['method']} makes dense weights, no compressed checkpoint; use the "
+            "command nwc compress"
         )
     if isinstance(options.get("keep"), str):
         options["keep"] = (options["keep"],)
