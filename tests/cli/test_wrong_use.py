@@ -240,7 +240,11 @@ def test_a_signal_leaves_only_what_the_next_run_goes_on_with(nwc, llama, text, t
     # Long enough that a busy machine still finds it at work.
     options = ["--output", tmp_path / "out", "--calibration", text, "--recovery-steps", "48"]
     command = [sys.executable, "-m", "nwc", "compress", llama, *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # Jobs that a shell puts into the background inherit an ignored Ctrl-C.
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )  # fmt: skip
     for _ in range(600):  # until something is finished
         if list(tmp_path.glob("out.work/units/*/group-*")) or process.poll() is not None:
             break
