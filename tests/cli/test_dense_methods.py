@@ -105,6 +105,32 @@ def test_a_method_may_change_the_model_first(nwc, llama, tmp_path, monkeypatch):
     assert json.loads((out / "report.json").read_text())["model"]["name"] == llama.name
 
 
+class HalvingMatrices(RTN):
+    """Halves what it is told will be quantised."""
+
+    def prepare(self, model, windows, on_progress=None):
+        changed = {x.parameter: model.get_parameter(x.parameter).data for x in self.matrices}
+        for matrix in self.matrices:
+            view = matrix.view(changed[matrix.parameter])
+            assert view.shape[1] in (48, 64)
+            view.mul_(0.5)
+        return Prepared(changed, {})
+
+
+def test_a_method_knows_the_matrices_of_the_model(nwc, experts, tmp_path, monkeypatch):
+    monkeypatch.setitem(nwc_methods(), "rtn", HalvingMatrices)
+    out = tmp_path / "out"
+    made = nwc("compress", experts, "--output", out, "--method", "rtn", "--bits", 8, "--data-free")
+    assert made.code == 0, made.err
+    before, after = (load_file(next(folder.glob("*.safetensors"))) for folder in (experts, out))
+    planned = {row["name"] for row in nwc("inspect", out, "--json").json["tensors"]}
+    assert before.keys() == after.keys()
+    for key, tensor in before.items():
+        chosen = any(name in (key, f"{key}.0") for name in planned)
+        wanted = tensor.float() * (0.5 if chosen else 1.0)
+        assert (after[key].float() - wanted).norm() <= 0.02 * wanted.norm(), key
+
+
 def nwc_methods() -> dict[str, type[DenseMethod]]:
     from nwc.methods.registry import DENSE
 

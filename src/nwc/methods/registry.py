@@ -13,10 +13,13 @@ from nwc.methods.ecsq import Ecsq
 from nwc.methods.gptq import GPTQ, GPTQActOrder
 from nwc.methods.neural import Decisions, Neural
 from nwc.methods.rtn import RTN
+from nwc.methods.svd_llm import SvdLlm, SvdLlmV2
 
-MethodName = Literal["nwc", "ecsq", "rtn", "gptq", "gptq_act_order"]
+MethodName = Literal["nwc", "ecsq", "rtn", "gptq", "gptq_act_order", "svd_llm", "svd_llm_v2"]
 
-DENSE: dict[str, type[DenseMethod]] = {method.name: method for method in (RTN, GPTQ, GPTQActOrder)}
+DENSE: dict[str, type[DenseMethod]] = {
+    method.name: method for method in (RTN, GPTQ, GPTQActOrder, SvdLlm, SvdLlmV2)
+}
 """Methods without a file format of their own."""
 
 
