@@ -8,17 +8,30 @@ from nwc.codec.model import WeightCodec
 from nwc.coding.tiling import Profile
 from nwc.errors import ConfigError
 from nwc.methods.base import LayerMethod
+from nwc.methods.bitdistiller import BitDistiller
 from nwc.methods.dense import DenseMethod
 from nwc.methods.ecsq import Ecsq
 from nwc.methods.gptq import GPTQ, GPTQActOrder
+from nwc.methods.llm_qat import LlmQat
 from nwc.methods.neural import Decisions, Neural
 from nwc.methods.rtn import RTN
 from nwc.methods.svd_llm import SvdLlm, SvdLlmV2
 
-MethodName = Literal["nwc", "ecsq", "rtn", "gptq", "gptq_act_order", "svd_llm", "svd_llm_v2"]
+MethodName = Literal[
+    "nwc",
+    "ecsq",
+    "rtn",
+    "gptq",
+    "gptq_act_order",
+    "svd_llm",
+    "svd_llm_v2",
+    "llm_qat",
+    "bitdistiller",
+]
 
 DENSE: dict[str, type[DenseMethod]] = {
-    method.name: method for method in (RTN, GPTQ, GPTQActOrder, SvdLlm, SvdLlmV2)
+    method.name: method
+    for method in (RTN, GPTQ, GPTQActOrder, SvdLlm, SvdLlmV2, LlmQat, BitDistiller)
 }
 """Methods without a file format of their own."""
 

@@ -28,7 +28,7 @@ def hessians(
     Args:
         model: a causal language model.
         matrices: whose inputs are looked at; those of fused experts are left out, for no module
-            of theirs sees an expert's inputs alone.
+            sees an expert's inputs alone.
         windows: tokens [windows, context].
         on_progress: told which share of the work is done.
 
@@ -38,11 +38,12 @@ def hessians(
     found: dict[str, HessianAccumulator] = {}
     last: list[Any] = [None, None]  # an input, held so that no other takes its place; its sum
 
-    def hook(name: str, n: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if inputs[0] is not last[0]:
-                last[:] = inputs[0], found.get(name) or HessianAccumulator(n, name)
-                last[1].add(inputs[0])
+    def hook(name: str, n: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def look(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            x = args[0] if args else next(iter(named.values()))
+            if x is not last[0]:
+                last[:] = x, found.get(name) or HessianAccumulator(n, name)
+                last[1].add(x)
             found[name] = last[1]
 
         return look
@@ -50,10 +51,12 @@ def hessians(
     with ExitStack() as stack:
         for matrix in matrices:
             parameter = model.get_parameter(matrix.parameter)
-            if parameter.dim() == 2:
-                owner = model.get_submodule(matrix.parameter.rpartition(".")[0])
-                n = matrix.view(parameter).shape[1]
-                handle = owner.register_forward_pre_hook(hook(matrix.name, n))
+            path, _, leaf = matrix.parameter.rpartition(".")
+            # Of modules that hold a bare matrix nothing tells that they apply it to their input.
+            if parameter.dim() == 2 and leaf == "weight":
+                look = hook(matrix.name, matrix.view(parameter).shape[1])
+                owner = model.get_submodule(path)
+                handle = owner.register_forward_pre_hook(look, with_kwargs=True)
                 stack.callback(handle.remove)
         batches = windows.split(max(1, _BATCH_TOKENS // windows.shape[1]))
         for i, batch in enumerate(batches, start=1):
