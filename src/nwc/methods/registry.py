@@ -14,6 +14,8 @@ from nwc.methods.ecsq import Ecsq
 from nwc.methods.gptq import GPTQ, GPTQActOrder
 from nwc.methods.llm_qat import LlmQat
 from nwc.methods.neural import Decisions, Neural
+from nwc.methods.pocketllm import PocketLlm
+from nwc.methods.reallm import ReaLlm
 from nwc.methods.rtn import RTN
 from nwc.methods.svd_llm import SvdLlm, SvdLlmV2
 
@@ -25,13 +27,25 @@ MethodName = Literal[
     "gptq_act_order",
     "svd_llm",
     "svd_llm_v2",
+    "pocketllm",
+    "reallm",
     "llm_qat",
     "bitdistiller",
 ]
 
 DENSE: dict[str, type[DenseMethod]] = {
     method.name: method
-    for method in (RTN, GPTQ, GPTQActOrder, SvdLlm, SvdLlmV2, LlmQat, BitDistiller)
+    for method in (
+        RTN,
+        GPTQ,
+        GPTQActOrder,
+        SvdLlm,
+        SvdLlmV2,
+        PocketLlm,
+        ReaLlm,
+        LlmQat,
+        BitDistiller,
+    )
 }
 """Methods without a file format of their own."""
 
