@@ -8,8 +8,8 @@ Courville, 2013, arXiv:1308.3432):
 
 Scales count as constants in that derivative. Only matrices that will be quantised are moved: what
 a file keeps as it is, embeddings, head and norms, stays as it is for every method. Latent weights
-are read in BF16, which any checkpoint holds exactly, so that rounding the checkpoint gives
-precisely the model that was trained.
+are read in BF16, which checkpoints hold exactly (those in FP16 down to 6e-5), so that rounding the
+checkpoint gives precisely the model that was trained.
 
 Some batches are held out; the latent weights that are best on them are kept, be it those of the
 start. The published runs have no such guard, but weeks of training instead of minutes.
