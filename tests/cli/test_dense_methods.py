@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from nwc.methods.dense import DenseMethod, Prepared
+from nwc.methods.qat import Schedule
 from nwc.methods.rtn import RTN
 
 QUICK = ["--calibration-tokens", "2048", "--context", "64"]
@@ -103,6 +104,74 @@ def test_a_method_may_change_the_model_first(nwc, llama, tmp_path, monkeypatch):
     assert json.loads((out / "config.json").read_text())["initializer_range"] == 0.5
     assert Halving.calls == 1
     assert json.loads((out / "report.json").read_text())["model"]["name"] == llama.name
+
+
+class HalvingMatrices(RTN):
+    """Halves what it is told will be quantised."""
+
+    def prepare(self, model, windows, on_progress=None):
+        changed = {x.parameter: model.get_parameter(x.parameter).data for x in self.matrices}
+        for matrix in self.matrices:
+            view = matrix.view(changed[matrix.parameter])
+            assert view.shape[1] in (48, 64)
+            view.mul_(0.5)
+        return Prepared(changed, {})
+
+
+def test_a_method_knows_the_matrices_of_the_model(nwc, experts, tmp_path, monkeypatch):
+    monkeypatch.setitem(nwc_methods(), "rtn", HalvingMatrices)
+    out = tmp_path / "out"
+    made = nwc("compress", experts, "--output", out, "--method", "rtn", "--bits", 8, "--data-free")
+    assert made.code == 0, made.err
+    before, after = (load_file(next(folder.glob("*.safetensors"))) for folder in (experts, out))
+    planned = {row["name"] for row in nwc("inspect", out, "--json").json["tensors"]}
+    assert before.keys() == after.keys()
+    for key, tensor in before.items():
+        chosen = any(name in (key, f"{key}.0") for name in planned)
+        wanted = tensor.float() * (0.5 if chosen else 1.0)
+        assert (after[key].float() - wanted).norm() <= 0.02 * wanted.norm(), key
+
+
+@pytest.mark.parametrize("method", ["llm_qat", "bitdistiller"])
+def test_training_keeps_to_the_plan(nwc, llama, text, tmp_path, monkeypatch, method):
+    monkeypatch.setattr(nwc_methods()[method], "schedule", Schedule(steps=4, batch_tokens=128))
+    out, kept = tmp_path / "out", "model.layers.1.mlp.up_proj.weight"
+    made = nwc(
+        "compress", llama, "--output", out, "--method", method, "--bits", 3, "--keep", kept,
+        "--calibration", text, *QUICK,
+    )  # fmt: skip
+    assert made.code == 0, made.err
+    before, after = (load_file(next(folder.glob("*.safetensors"))) for folder in (llama, out))
+    planned = {row["name"] for row in nwc("inspect", out, "--json").json["tensors"]}
+    assert before.keys() == after.keys()
+    assert kept not in planned
+    for key, tensor in before.items():
+        assert torch.equal(tensor, after[key]) == (key not in planned), key
+        if key in planned:
+            rows = (row for part in after[key].split(128, 1) for row in part)
+            assert max(len(row.unique()) for row in rows) <= 8
+
+
+def test_shares_reach_the_workers(nwc, llama, text, tmp_path):
+    options = ["--method", "svd_llm_v2", "--bits", 6, "--calibration", text, *QUICK]
+    found = []
+    for workers in (1, 2):
+        out = tmp_path / str(workers)
+        more = ["--workers", workers, "--threads", 1]
+        made = nwc("compress", llama, "--output", out, *options, *more)
+        assert made.code == 0, made.err
+        found.append(nwc("inspect", out, "--json").json["tensors"])
+    assert found[0] == found[1]
+    sizes = {row["bytes"] for row in found[0] if "up_proj" in row["name"]}
+    assert len(sizes) > 1
+
+
+def test_text_that_cannot_be_done_without(nwc, llama, tmp_path):
+    made = nwc("compress", llama, "--output", tmp_path / "out", "--method", "bitdistiller",
+               "--bits", 3, "--data-free")  # fmt: skip
+    assert made.code
+    assert "bitdistiller" in made.err
+    assert "--calibration" in made.err
 
 
 def nwc_methods() -> dict[str, type[DenseMethod]]:

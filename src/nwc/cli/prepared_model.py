@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from nwc.compression.plan import Plan, require_skeleton
+from nwc.compression.skeleton import Skeleton
 from nwc.compression.source import SourceCheckpoint
 from nwc.formats.writer import FolderWriter
-from nwc.methods.dense import DenseMethod
+from nwc.methods.dense import DenseMethod, Matrix
 
 
 def changed_model(
@@ -39,22 +40,40 @@ def changed_model(
         return folder
     from transformers import AutoModelForCausalLM
 
-    keys = require_skeleton(plan).keys
+    skeleton = require_skeleton(plan)
+    method.matrices = [
+        Matrix(t.name, t.kind, f"{skeleton.blocks_path}.{t.block}.{t.slot.parameter}", t.slot.view)
+        for t in plan.tensors
+        if t.slot is not None
+    ]
     model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32).eval()
     prepared = method.prepare(model, windows, on_progress)
     if prepared is None:
         return source.folder
     del model
-    changed = {keys.get(name, name): value for name, value in prepared.parameters.items()}
+    changed = _by_key(skeleton, prepared.parameters)
     with FolderWriter(
         folder, source.folder, scratch=folder.with_name(f"{folder.name}.partial")
     ) as writer:
         for key in source.shapes:
             dtype = source.dtype(key) if source.is_float(key) else None
             value = changed.pop(key, None)
-            writer.add(key, source.tensor(key) if value is None else value.cpu().to(dtype))
+            writer.add(
+                key, source.tensor(key) if value is None else value.cpu().to(dtype).contiguous()
+            )
         for key, value in changed.items():
             writer.add(key, value.cpu())
         writer.finish({**(source.config or {}), **prepared.config}, {"format": "pt"})
         writer.publish()
     return folder
+
+
+def _by_key(skeleton: Skeleton, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What changed as the checkpoint holds it: fused parameters in their parts."""
+    changed: dict[str, Tensor] = {}
+    for name, value in parameters.items():
+        if name in skeleton.fused:
+            changed |= {key: slot.view(value) for key, slot in skeleton.fused[name].items()}
+        else:
+            changed[skeleton.keys.get(name, name)] = value
+    return changed

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -56,6 +56,22 @@ class Quantised(NamedTuple):
     budget: BitBudget
 
 
+class Matrix(NamedTuple):
+    """A matrix that will be quantised, in a model of transformers.
+
+    Args:
+        name: see `LayerWeight`.
+        kind: what it has in common with its like in other blocks.
+        parameter: path of the parameter that holds it.
+        view: parameter, or anything else of its shape, -> W [m, n] in the same memory.
+    """
+
+    name: str
+    kind: str
+    parameter: str
+    view: Callable[[Tensor], Tensor]
+
+
 class Prepared(NamedTuple):
     """What a method changes of a model before it quantises it.
 
@@ -85,6 +101,8 @@ class DenseMethod(LayerMethod):
     """Bits per weight of a large matrix, metadata included -> setting."""
     needs_calibration: bool = False
     """Whether it cannot do without H."""
+    matrices: Sequence[Matrix] = ()
+    """What `prepare` may count on being quantised afterwards; set before it is called."""
 
     def __init__(self, bits: float, seed: int = 0, device: str = "cpu") -> None:
         super().__init__(WeightCodec(IDENTITY))

@@ -9,14 +9,19 @@ from nwc.coding.tiling import Profile
 from nwc.errors import ConfigError
 from nwc.methods.awq import AWQ
 from nwc.methods.base import LayerMethod
+from nwc.methods.bitdistiller import BitDistiller
 from nwc.methods.dense import DenseMethod
 from nwc.methods.ecsq import Ecsq
 from nwc.methods.entquant import EntQuant
 from nwc.methods.gguf_k import GGUFK
 from nwc.methods.gguf_legacy import GGUFLegacy
 from nwc.methods.gptq import GPTQ, GPTQActOrder
+from nwc.methods.llm_qat import LLMQAT
 from nwc.methods.neural import Decisions, Neural
+from nwc.methods.pocketllm import PocketLLM
+from nwc.methods.reallm import ReALLM
 from nwc.methods.rtn import RTN
+from nwc.methods.svd_llm import SVDLLM, SVDLLMV2
 from nwc.methods.watersic import WaterSIC
 
 MethodName = Literal[
@@ -28,6 +33,12 @@ MethodName = Literal[
     "gptq",
     "gptq_act_order",
     "awq",
+    "svd_llm",
+    "svd_llm_v2",
+    "pocketllm",
+    "reallm",
+    "llm_qat",
+    "bitdistiller",
     "gguf_k",
     "gguf_legacy",
 ]
@@ -37,9 +48,21 @@ CODED: dict[str, type[Ecsq] | type[WaterSIC] | type[EntQuant]] = {
 }
 """Methods that write streams without a learned codec."""
 
-DENSE: dict[str, type[DenseMethod]] = {
-    method.name: method for method in (RTN, GPTQ, GPTQActOrder, AWQ, GGUFK, GGUFLegacy)
-}
+_DENSE: tuple[type[DenseMethod], ...] = (
+    RTN,
+    GPTQ,
+    GPTQActOrder,
+    AWQ,
+    SVDLLM,
+    SVDLLMV2,
+    PocketLLM,
+    ReALLM,
+    LLMQAT,
+    BitDistiller,
+    GGUFK,
+    GGUFLegacy,
+)
+DENSE = {method.name: method for method in _DENSE}
 """Methods without a file format of their own."""
 
 
