@@ -21,6 +21,7 @@ import tyro
 WAYS = {
     "nwc": "",
     "ecsq": "--method ecsq",
+    "nwc, feedback": "--no-recovery --calibration-tokens 32768",
     # Fine-tuned, but briefly: what counts here is that it happens before the coding.
     "nwc, recovery": "--recovery-steps 8 --calibration-tokens 32768",
 }
