@@ -20,7 +20,8 @@ class Bench(Command):
     """Measure speed on this machine, one core, as ratios within one run.
 
     rans times entropy coding alone against constriction; tensor times a whole matrix, weights to
-    bytes and back, against reading it with safetensors.
+    bytes and back, against reading it with safetensors. A suite of its own, nwc bench quality
+    --help, compares methods by what they do to a model.
 
     Example: nwc bench rans --json
     """

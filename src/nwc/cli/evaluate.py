@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from rich.table import Table
 
 from nwc.calibration.corpus import token_windows
@@ -140,19 +141,34 @@ class Eval(Command):
         return found | {"context": context} | ({"stride": self.stride} if self.stride else {})
 
     def _load(self, folder: Path) -> PreTrainedModel:
-        device = usable_device(self.device)
-        dtype = DTYPES[self.dtype]
-        if is_compressed(folder):
-            return load_model(folder, dtype, device, self.codec)
-        from transformers import AutoModelForCausalLM
+        return load_either(folder, DTYPES[self.dtype], usable_device(self.device), self.codec)
 
-        try:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-        except (ValueError, OSError, KeyError) as error:
-            raise FormatError(
-                f"{folder} is not a causal language model: {str(error).splitlines()[0]}"
-            ) from error
-        return model.to(device).eval()
+
+def load_either(
+    folder: Path, dtype: torch.dtype, device: str, codec: Path | None = None
+) -> PreTrainedModel:
+    """A causal language model from a folder, compressed or ordinary.
+
+    Args:
+        folder: where it lies.
+        dtype: of its weights.
+        device: where to put it.
+        codec: see `nwc.open`.
+
+    Raises:
+        FormatError: the folder holds no such model.
+    """
+    if is_compressed(folder):
+        return load_model(folder, dtype, device, codec)
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    except (ValueError, OSError, KeyError) as error:
+        raise FormatError(
+            f"{folder} is not a causal language model: {str(error).splitlines()[0]}"
+        ) from error
+    return model.to(device).eval()
 
 
 def _show(found: dict[str, Any]) -> None:
