@@ -8,12 +8,17 @@ BIN := .venv/bin
 READY := .venv/.ready
 MODEL := examples/books-llama
 DEMO := runs/demo
+NATIVE := hatch_build.py $(wildcard src/nwc/kernels/native/*.[ch])
 
-.PHONY: setup demo test check docs clean
+# The oldest transformers that we promise to work with, one between, and the newest, as pinned.
+VERSION_TESTS := tests/integrations
+VERSIONS := 5.0.0 5.9.0 $(shell sed -n 's/^transformers==//p' constraints.txt)
+
+.PHONY: setup demo test check docs versions clean
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "python 3.11 or newer is needed, got $$($(PYTHON) --version); set PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv .venv
@@ -47,9 +52,24 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The tests that touch transformers, with several versions of it, each in an environment of its own
+# under .venv-versions; everything else in them is as pinned.
+versions: $(VERSIONS:%=.venv-versions/%/.ready)
+	@for v in $(VERSIONS); do \
+	  echo "transformers $$v"; \
+	  .venv-versions/$$v/bin/python -m pytest -q $(VERSION_TESTS) || failed="$$failed $$v"; \
+	done; test -z "$$failed" || { echo "failed with transformers$$failed"; exit 1; }
+
+.venv-versions/%/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(@D)
+	sed '/^transformers==/d; /^huggingface_hub==/d; /^tokenizers==/d; /^typer==/d; /^click==/d' constraints.txt > $(@D)/constraints.txt
+	$(@D)/bin/python -m pip install --quiet --constraint $(@D)/constraints.txt \
+	  --editable . transformers==$* accelerate pytest hypothesis
+	@touch $@
+
 # The command-line reference and the test vectors of the bitstream; tests check that they are current.
 docs: $(READY)
 	$(BIN)/python tools/make_cli_reference.py
 
 clean:
-	rm -rf .venv runs build dist $(MODEL)
+	rm -rf .venv .venv-versions runs build dist $(MODEL) src/nwc/kernels/native/libnwc.*

@@ -20,7 +20,7 @@ import style
 import torch
 import variants
 from layers import Compressed, Layers, at_bits, layers_of
-from runner import Experiment, Point, Row, main
+from runner import ROOT, Experiment, Point, Row, main
 from torch import Tensor
 from world import World
 
@@ -121,7 +121,7 @@ NAMES = {
 
 def plot(rows: list[Row], path: Path) -> None:
     """A panel each."""
-    figure, axes = style.panels(4)
+    figure, axes = style.panels(4, columns=2, width=4.2)
     for axis, (panel, title) in zip(axes, TITLES.items(), strict=True):
         mine = [row for row in rows if panel_of(row) == panel]
         for i, name in enumerate(dict.fromkeys(map(series_of, mine))):
@@ -130,7 +130,10 @@ def plot(rows: list[Row], path: Path) -> None:
                 [r["bits"] for r in group], [r["kl_divergence"] for r in group],
                 color=style.COLOURS[i], marker=style.MARKERS[i], label=name,
             )  # fmt: skip
-        axis.set_title(f"{title}: {mine[0]['model']}" if mine else title)
+        if not mine:
+            axis.axis("off")
+            continue
+        axis.set_title(f"{title}: {mine[0]['model']}")
         axis.set_xlabel("bits per weight")
         axis.set_ylabel(ra.KL)
         axis.legend()
@@ -163,7 +166,8 @@ def table(rows: list[Row]) -> str:
 
 EXPERIMENT = Experiment(
     name="fig09", points=points, measure=measure, plot=plot, table=table,
-    also=("rate_accuracy",), earlier=ra.EARLIER,
+    also=("rate_accuracy",),
+    earlier=(ROOT / "benchmarks" / "results" / "recovery.jsonl",),
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -10,29 +10,33 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import fig03
 import rate_accuracy as ra
 from runner import Point, Row, main
 from world import World
 
 
 def points(world: World) -> list[Point]:
-    """Figure 3's, or those of a model that is quick to compress."""
-    if world.scale == "tiny":
-        return fig03.points(world)
+    """The models' second text."""
     methods = (*ra.OURS, *ra.SCALAR, *ra.VECTOR)
-    names = {"small": ["stories260K"], "full": ["Llama 3-8B", "Llama 2-7B", "Llama 2-13B"]}
+    names = {
+        "tiny": ["llama"],
+        "small": ["stories260K"],
+        "full": ["Llama 3-8B", "Llama 2-7B", "Llama 2-13B"],
+    }
     return [
         point
         for name in names[world.scale]
-        for point in [*ra.tuned(world, name), *ra.points(world, name, methods)]
+        for point in [
+            *ra.tuned(world, name, text=1),
+            *ra.points(world, name, methods, text=1),
+        ]
     ]
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """The second text of each model."""
+    """Perplexity, as the paper has it, and divergence."""
     both = ((ra.PERPLEXITY, "perplexity"), ("kl_divergence", ra.KL))
-    ra.draw(rows, ra.panels_of(rows, both, text=1), path)
+    ra.draw(rows, ra.panels_of(rows, both), path)
 
 
 EXPERIMENT = ra.experiment("fig10", points, plot)

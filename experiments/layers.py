@@ -17,11 +17,11 @@ from world import Subject, World
 
 from nwc.calibration.corpus import token_windows
 from nwc.calibration.hessian import HessianAccumulator
-from nwc.cli.evaluate import load_either
 from nwc.coding.tables import TableBank, to_bytes
 from nwc.compression.plan import PlannedTensor, make_plan
 from nwc.compression.source import SourceCheckpoint, find_model
 from nwc.evaluation.perplexity import Evaluation, evaluate
+from nwc.integrations.loading import load_any
 from nwc.integrations.tokenizer import tokenizer_of
 from nwc.methods.base import LayerMethod, LayerWeight
 
@@ -62,7 +62,7 @@ class Layers:
     @cached_property
     def model(self) -> nn.Module:
         """The original in FP32."""
-        return load_either(self.folder, torch.float32, "cpu")
+        return load_any(self.folder, torch.float32, "cpu")
 
     def windows(self, text: str, tokens: int) -> Tensor:
         """Token windows [windows, context]."""
@@ -94,7 +94,7 @@ class Layers:
     @torch.no_grad()
     def judged(self, restored: dict[str, Tensor]) -> Evaluation:
         """What the model does on its held-out text with other weights in place."""
-        changed = load_either(self.folder, torch.float32, "cpu")
+        changed = load_any(self.folder, torch.float32, "cpu")
         parameters = dict(changed.named_parameters())
         for name, W in restored.items():
             tensor = self.planned[name]

@@ -17,7 +17,7 @@ from world import World
 
 from nwc.cli.trials import AS_IT_COMES, WAYS, options_of, rates, trial
 
-EARLIER = tuple(ROOT / "benchmarks" / "results" / f"{n}.jsonl" for n in ("quality", "recovery"))
+EARLIER = tuple(ROOT / "benchmarks" / "results" / f"{n}.jsonl" for n in ("beyond", "quality"))
 """Trials of `benchmarks/quality.py`; the same runs under the same names."""
 
 BITS = (3.0, 4.0, 5.0, 6.0)
@@ -44,8 +44,20 @@ def points(
     variant: str = "feedback",
     bits: Sequence[float] = BITS,
     seeds: Sequence[int] = (0,),
+    text: int = 0,
 ) -> list[Point]:
-    """Trials of some methods on a model. At scale tiny, of few of them at two rates."""
+    """Trials of some methods on a model. At scale tiny, of few of them at two rates.
+
+    Args:
+        world: the scale.
+        subject: the model.
+        methods: names; those that the registry lacks are left out.
+        variant: how they are used.
+        bits: rates.
+        seeds: of everything random.
+        text: on which of the model's texts; a trial has rows of all.
+    """
+    texts = world.subjects[subject].texts
     if world.scale == "tiny":
         methods, bits = (
             [m for m in methods if m in ("nwc", "rtn", "gptq")],
@@ -58,6 +70,7 @@ def points(
             "variant": variant,
             "asked": asked,
             "seed": seed,
+            "text": Path(texts[text]).name,
         }
         for method in there(methods)
         for asked in rates(WAYS[method], tuple(bits), data_free=variant == "data-free")
@@ -97,18 +110,16 @@ class Panel(NamedTuple):
         quantity: field of a row.
         label: of the axis.
         text: file name of the text; None takes any.
-        log: whether the axis is logarithmic.
     """
 
     model: str
     quantity: str
     label: str
     text: str | None = None
-    log: bool = True
 
 
-PERPLEXITY, KL = "perplexity", "KL divergence (nats per token)"
-AGREEMENT = "top-1 agreement with the original"
+PERPLEXITY, KL = "perplexity", "KL divergence (nats/token)"
+AGREEMENT = "top-1 agreement"
 ACCURACY = "accuracy, mean of tasks"
 
 
@@ -138,9 +149,9 @@ def _panel(axis: Axes, rows: list[Row], panel: Panel) -> None:
         )  # fmt: skip
     if panel.quantity == "perplexity" and mine:
         axis.axhline(mine[0]["reference_perplexity"], color="0.3", linewidth=0.8, linestyle="--")
-    if panel.log:
+    if panel.quantity == "kl_divergence":
         axis.set_yscale("log")
-    axis.set_title(panel.model + (f", {panel.text}" if panel.text else ""))
+    axis.set_title(panel.model + (f"\n{panel.text}" if panel.text else ""))
     axis.set_xlabel("bits per parameter, overheads counted")
     axis.set_ylabel(panel.label)
 
@@ -154,25 +165,19 @@ def grouped(rows: list[Row]) -> dict[tuple[str, str], list[Row]]:
     return found
 
 
-def panels_of(
-    rows: list[Row], quantities: Sequence[tuple[str, str]], text: int = 0
-) -> list[Panel]:
-    """For each model of the rows, those of the quantities that they have.
+def panels_of(rows: list[Row], quantities: Sequence[tuple[str, str]]) -> list[Panel]:
+    """For each model and text of the rows, those of the quantities that they have.
 
     Args:
         rows: of one or several models.
         quantities: field of a row and its label.
-        text: which of a model's texts, in the order of their first appearance.
     """
     found = []
-    for model in dict.fromkeys(row["model"] for row in rows):
-        mine = [row for row in rows if row["model"] == model]
-        texts = list(dict.fromkeys(row["text"] for row in mine))
-        chosen = texts[min(text, len(texts) - 1)]
+    for model, text in dict.fromkeys((row["model"], row["text"]) for row in rows):
+        mine = [row for row in rows if (row["model"], row["text"]) == (model, text)]
         for quantity, label in quantities:
-            if any(row.get(quantity) is not None for row in mine if row["text"] == chosen):
-                log = quantity in ("perplexity", "kl_divergence")
-                found.append(Panel(model, quantity, label, chosen, log))
+            if any(row.get(quantity) is not None for row in mine):
+                found.append(Panel(model, quantity, label, text))
     return found
 
 

@@ -96,9 +96,9 @@ def run(experiment: Experiment, options: Options, world: World) -> list[Row]:
     points = list(experiment.points(world))
     shared = [folder / f"{name}.jsonl" for name in experiment.also]
     files = dict.fromkeys([*experiment.earlier, *shared, path])
-    found = [row for file in files for row in read(file)]
+    known = [rows for rows in map(read, files) if rows]
     for point in points:
-        if options.plot_only or any(_is_of(row, point) for row in found):
+        if options.plot_only or rows_of(point, known):
             continue
         start = time.perf_counter()
         rows = [
@@ -107,11 +107,11 @@ def run(experiment: Experiment, options: Options, world: World) -> list[Row]:
         ]
         with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
-        found += rows
+        known.append(rows)
         seconds = time.perf_counter() - start
         print(f"{experiment.name}: {' '.join(map(str, point.values()))}, {seconds:.1f} s",
               flush=True)  # fmt: skip
-    mine = [row for row in found if any(_is_of(row, point) for point in points)]
+    mine = [row for point in points for row in rows_of(point, known)]
     if mine:
         publish(experiment, mine, options)
     else:
@@ -137,8 +137,13 @@ def read(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _is_of(row: Row, point: Point) -> bool:
-    return all(row.get(key) == value for key, value in point.items())
+def rows_of(point: Point, known: Sequence[Sequence[Row]]) -> list[Row]:
+    """Rows of a point: those of the first file that has any, so that none count twice."""
+    for rows in known:
+        found = [r for r in rows if all(r.get(key) == value for key, value in point.items())]
+        if found:
+            return found
+    return []
 
 
 def commit() -> str:

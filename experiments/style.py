@@ -62,10 +62,12 @@ def look(name: str) -> Look:
     return Look(COLOURS[number % len(COLOURS)], MARKERS[number // 8 % len(MARKERS)], name)
 
 
-def panels(count: int, *, width: float = 3.4, height: float = 2.9) -> tuple[Figure, list[Axes]]:
-    """A figure of panels side by side, three to a row."""
+def panels(
+    count: int, *, width: float = 3.4, height: float = 2.9, columns: int = 3
+) -> tuple[Figure, list[Axes]]:
+    """A figure of panels side by side, at most so many to a row."""
     mpl.rcParams.update(STYLE)
-    columns = min(count, 3)
+    columns = min(count, columns)
     rows = -(-count // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).reshape(-1))

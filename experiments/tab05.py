@@ -19,8 +19,12 @@ def points(world: World) -> list[Point]:
     """`nwc` as it comes, and its rival if the registry has it."""
     name = world.pick(tiny="llama", small="stories260K", full="Llama 2-7B")
     return [
-        *ra.tuned(world, name, bits=(4.0,)),
-        *ra.points(world, name, ("pocketllm",), bits=(4.0,)),
+        point
+        for text in (0, 1)
+        for point in [
+            *ra.tuned(world, name, bits=(4.0,), text=text),
+            *ra.points(world, name, ("pocketllm",), bits=(4.0,), text=text),
+        ]
     ]
 
 

@@ -14,7 +14,7 @@ import statistics
 import rate_accuracy as ra
 import style
 from published import printed, rows_of
-from runner import Point, Row, main
+from runner import ROOT, Experiment, Point, Row, main
 from world import World
 
 PRINTED_BITS = (3.96, 4.80, 5.98)
@@ -47,7 +47,10 @@ def table(rows: list[Row]) -> str:
     return style.markdown(head, body)
 
 
-EXPERIMENT = ra.experiment("tab06", points, None, table)
+EXPERIMENT = Experiment(
+    name="tab06", points=points, measure=ra.measure, table=table, rows="rate_accuracy",
+    earlier=(ROOT / "benchmarks" / "results" / "recovery.jsonl",),
+)  # fmt: skip
 
 if __name__ == "__main__":
     main("tab06")

@@ -132,7 +132,7 @@ class World:
             Subject(
                 name="books-llama", source=str(models / "books-llama"),
                 calibration=str(EXAMPLES / "books-calibration.txt"),
-                texts=(str(text / "books_heldout.txt"), str(text / "cal_c4.txt")),
+                texts=(str(EXAMPLES / "books-heldout.txt"), str(text / "cal_c4.txt")),
                 context=256, max_tokens=30_000,
             ),
             Subject(

@@ -1,10 +1,17 @@
 """Tiny models with random weights, made once a session; nothing is downloaded."""
 
+import functools
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
+
+# Without a GPU, Triton interprets its kernels. It asks once, when transformers imports it.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -135,15 +142,26 @@ _FAMILIES = {
 }
 
 
+@pytest.fixture(scope="session")
+def make_experts(tmp_path_factory):
+    """Makes a mixture of experts in 2 blocks of width 64, BF16, as the hub has its family."""
+
+    @functools.cache
+    def make(family: str) -> Path:
+        torch.manual_seed(0)
+        kind, config, settings = _FAMILIES[family]
+        folder = tmp_path_factory.mktemp("models") / family
+        _trained(kind(config(**_EXPERTS | settings))).to(torch.bfloat16).save_pretrained(folder)
+        save_tokenizer(folder)
+        return folder
+
+    return make
+
+
 @pytest.fixture(scope="session", params=list(_FAMILIES))
-def experts(request, tmp_path_factory) -> Path:
-    """A mixture of experts in 2 blocks of width 64, BF16, on disk as the hub has its family."""
-    torch.manual_seed(0)
-    kind, config, settings = _FAMILIES[request.param]
-    folder = tmp_path_factory.mktemp("models") / request.param
-    _trained(kind(config(**_EXPERTS | settings))).to(torch.bfloat16).save_pretrained(folder)
-    save_tokenizer(folder)
-    return folder
+def experts(request, make_experts) -> Path:
+    """Each family's mixture of experts."""
+    return make_experts(request.param)
 
 
 @pytest.fixture(scope="session")
@@ -169,6 +187,13 @@ def text(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text(" ".join(WORDS[i] for i in index))
     return path
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    """Where Triton's kernels run: the GPU if there is one, else the CPU, interpreted."""
+    pytest.importorskip("triton", reason="Triton is not installed: pip install .[gpu]")
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture

@@ -12,16 +12,9 @@ from nwc.cli.main import main as nwc
 
 PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
 VERBS = (
-    "compress",
-    "decompress",
-    "eval",
-    "inspect",
-    "verify",
-    "report",
-    "train",
-    "bench",
+    "compress", "decompress", "run", "eval", "inspect", "verify", "report", "train", "bench",
     "bench quality",
-)
+)  # fmt: skip
 HEAD = """# The command
 
 Made by `make docs` from the command's own help. Results go to standard output, all else to

@@ -10,6 +10,7 @@ import random
 import struct
 import time
 import tracemalloc
+from itertools import cycle
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ from nwc.coding.container import MAX_CLASSES, Section
 from nwc.coding.rans import LANES
 from nwc.coding.tables import TableBank
 from nwc.errors import BitstreamError
-from nwc.kernels import rans_numba
+from nwc.kernels import native_library, rans_native, rans_numba
 
 CHUNKS, RAW, RESEALED = 20, 2400, 2500
 BANKS = 2000
@@ -35,6 +36,10 @@ MEMORY_FACTOR = 10
 BYTES_PER_WEIGHT = 4
 FIXED_MEMORY = 2**21
 """What any decoder takes: one tile of 2^18 symbols, and the lookups of a few tables."""
+
+# None: the fastest, which decodes and restores weights in C where that was built. An odd number,
+# for every fourth mutant is decoded to weights.
+DECODERS = (rans_numba.decode_tile, *([None, None] if native_library.available() else []))
 
 LARGE = ("channels", "shared")
 """Streams of more than 32 K weights: one mutant in twenty."""
@@ -275,6 +280,7 @@ class Judge:
     def __init__(self, codec):
         self.codec = codec
         self.refused_early = self.refused_late = self.decoded = 0
+        self.decoders = cycle(DECODERS)
 
     def check(self, mutant, bank, weights, size, accepted):
         """Decode all symbols, or all weights.
@@ -284,6 +290,7 @@ class Judge:
             accepted: what may come out; None for anything.
         """
         out, stream = None, None
+        decoder = next(self.decoders)
         tracemalloc.reset_peak()
         before = tracemalloc.get_traced_memory()[0]
         start = time.thread_time()
@@ -291,10 +298,10 @@ class Judge:
             if weights:
                 tensor = CompressedTensor(mutant, self.codec, bank)
                 stream = tensor.stream
-                out = tensor.weight(decoder=rans_numba.decode_tile)
+                out = tensor.weight(decoder=decoder)
             else:
                 stream = Bitstream(mutant, bank)
-                out = stream.symbols(rans_numba.decode_tile)
+                out = stream.symbols(decoder or rans_native.decode_tile)
         except BitstreamError:
             if stream is None:
                 self.refused_early += 1

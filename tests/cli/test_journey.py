@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import nwc as package
 from nwc.cli import main as cli
 
-VERBS = ("compress", "decompress", "eval", "inspect", "verify", "report", "train", "bench")
+VERBS = ("compress", "decompress", "run", "eval", "inspect", "verify", "report", "train", "bench")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -175,6 +175,12 @@ def test_keep_leaves_tensors_alone(nwc, llama, tmp_path):
     names = [row["name"] for row in found["tensors"]]
     assert len(names) == 2 * 6
     assert not any("layers.0." in name or "down_proj" in name for name in names)
+
+
+def test_bench_prints_a_table(nwc):
+    outcome = nwc("bench", "decode", "--size", "64", "--repeats", "1")
+    assert outcome.code == 0
+    assert "| preset | bits | decoder | threads |" in outcome.out
 
 
 def test_bench_tensor(nwc):

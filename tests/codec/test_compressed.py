@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from nwc.codec.compressed import CompressedTensor, MeasuredErrors
-from nwc.codec.config import DEFAULT, IDENTITY, CodecConfig
+from nwc.codec.config import DEFAULT, IDENTITY, LIGHT, CodecConfig
 from nwc.codec.model import WeightCodec
 from nwc.coding import tiling
 from nwc.coding.tables import TableBank
 from nwc.coding.tiling import Profile
 from nwc.errors import BitstreamError
-from nwc.kernels import rans_numba
+from nwc.kernels import native_library, rans_numba
 from nwc.methods.base import LayerWeight
 from nwc.methods.ecsq import Ecsq
 from nwc.methods.neural import Neural
@@ -31,10 +31,12 @@ def trained_looking(config):
     return codec
 
 
-def make(config, shape=(150, 40), transposed=False, profile=SMALL, bank=None):
+def make(config, shape=(150, 40), transposed=False, profile=SMALL, bank=None, outliers=False):
     """A compressed matrix with calibration, and what reads it."""
     generator = torch.Generator().manual_seed(0)
     W = torch.randn(shape, generator=generator)
+    if outliers:
+        W.view(-1)[::997] *= 100
     X = torch.randn(500, shape[1], generator=generator) * torch.linspace(0.1, 4, shape[1])
     codec, bank = trained_looking(config), TableBank() if bank is None else bank
     method = Ecsq(profile) if config.kind == "identity" else Neural(codec, profile)
@@ -58,6 +60,40 @@ def test_every_way_of_decoding_gives_the_same_bits(config):
         rows = slice(16 * tile.chunk, 16 * tile.chunk + values.shape[1])
         assembled[rows, tile.column : tile.column + tile.columns] = values.T
     assert torch.equal(assembled, whole)
+
+
+LEVELS = native_library.levels() if native_library.available() else ()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("config", [IDENTITY, DEFAULT, LIGHT])
+def test_decoding_and_synthesis_in_c_give_the_same_bits(
+    monkeypatch, config, transposed, dtype, level
+):
+    _, tensor = make(config, transposed=transposed, outliers=True)
+    assert len(tensor.stream.patches[0]) > 0
+    plain = tensor.weight(dtype, decoder=rans_numba.decode_tile)
+    monkeypatch.setenv("NWC_BACKEND", "native")
+    monkeypatch.setenv("NWC_NATIVE_LEVEL", level)
+    assert tensor.decoding(dtype).parts < len(tensor.stream.tiles)
+    assert torch.equal(tensor.weight(dtype), plain)
+    with ThreadPoolExecutor(3) as executor:
+        assert torch.equal(tensor.weight(dtype, executor=executor), plain)
+
+
+def test_bands_cover_every_tile_once():
+    _, tensor = make(DEFAULT)
+    stream = tensor.stream
+    for width in (1, 3, 4, 100):
+        bands = stream.bands(width)
+        assert sorted(i for band in bands for i in band) == list(range(len(stream.tiles)))
+        for band in bands:
+            assert len({stream.tiles[i].chunk for i in band}) == 1
+            columns = [stream.tiles[i].column for i in band]
+            assert columns == sorted(columns)
+            assert len(band) <= width
 
 
 @pytest.mark.parametrize("config", [DEFAULT, RESIDUAL])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from nwc.compression.experts import register_experts_function, role
+from nwc.compression.experts import role, use_experts_function
 from nwc.compression.plan import make_plan
 from nwc.compression.recorder import InputRecorder
 from nwc.compression.recovery import ORDERS, stages
@@ -59,14 +59,13 @@ def test_slots_are_the_matrices_of_the_checkpoint(experts, plan, tmp_path):
 
 def test_the_experts_function_is_the_models_own(experts):
     tokens = torch.randint(256, (2, 32), generator=torch.Generator().manual_seed(0))
-    register_experts_function()
     with torch.no_grad():
         eager = AutoModelForCausalLM.from_pretrained(
             experts, dtype=torch.float32, experts_implementation="eager"
         )(input_ids=tokens).logits
-        ours = AutoModelForCausalLM.from_pretrained(
-            experts, dtype=torch.float32, experts_implementation="nwc"
-        )(input_ids=tokens).logits
+        model = AutoModelForCausalLM.from_pretrained(experts, dtype=torch.float32)
+        use_experts_function(model)
+        ours = model(input_ids=tokens).logits
     torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-5)
 
 

@@ -63,3 +63,15 @@ def test_a_header_that_counts_wrong(made, tmp_path, stacked):
     save_file(load_file(file), file, metadata | {"nwc": json.dumps(facts)})
     with pytest.raises(FormatError, match=r"header is damaged|lacks matrix"):
         Checkpoint(copy)
+
+
+def test_matrices_of_different_shapes_are_no_tensor(made, tmp_path):
+    copy = shutil.copytree(made, tmp_path / "copy")
+    file = copy / "model.safetensors"
+    with safe_open(file, "pt") as handle:
+        metadata = handle.metadata()
+    tensors = load_file(file)
+    tensors["experts.1.nwc"] = tensors["plain.nwc"].clone()
+    save_file(tensors, file, metadata)
+    with pytest.raises(FormatError, match=r"experts\.1 is .* the first of experts"):
+        Checkpoint(copy).tensor("experts")

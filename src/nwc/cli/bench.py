@@ -7,33 +7,39 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from nwc.cli.console import Command, err, out, print_json
+from nwc.cli.console import Command, err, out, print_json, quiet_transformers
 from nwc.errors import ConfigError
-from nwc.evaluation.benchmark import bench_rans, bench_tensor
+from nwc.evaluation.benchmark import bench_tensor
+from nwc.evaluation.coding_speed import bench_rans
+from nwc.evaluation.loading_speed import bench_load
+from nwc.evaluation.tensor_speed import bench_decode, bench_encode
 from nwc.formats.shipped import shipped_codec
+from nwc.methods.base import LayerMethod
 from nwc.methods.ecsq import Ecsq
 from nwc.methods.neural import Neural
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench(Command):
-    """Measure speed on this machine, one core, as ratios within one run.
+    """Measure speed on this machine as ratios within one run.
 
-    rans times entropy coding alone against constriction; tensor times a whole matrix, weights to
-    bytes and back, against reading it with safetensors. A suite of its own, nwc bench quality
-    --help, compares methods by what they do to a model.
+    rans times entropy coding alone against constriction, one core; decode and encode a whole
+    matrix, bytes to BF16 weights and weights to bytes, default and light; load a model from its
+    folder to memory against safetensors; tensor both ways of a matrix with one preset. Nothing is
+    timed before every kernel equals its oracle. A suite of its own, nwc bench quality --help,
+    compares methods by what they do to a model.
 
     Example: nwc bench rans --json
     """
 
-    suite: Annotated[Literal["rans", "tensor"], tyro.conf.Positional]
+    suite: Annotated[Literal["rans", "decode", "encode", "load", "tensor"], tyro.conf.Positional]
     """What to measure."""
     bits: float = 4.0
     """Bits per symbol or weight."""
     size: int = 4096
-    """Rows and columns of the matrix (suite tensor)."""
+    """Rows and columns of the matrix; four times the width of the model (suite load)."""
     preset: Literal["default", "light", "paper", "ecsq"] = "default"
-    """Codec (suite tensor)."""
+    """Codec (suites tensor and load)."""
     repeats: int = 5
     """Counted runs of each side."""
     json: bool = False
@@ -47,25 +53,55 @@ class Bench(Command):
                 "7, 16 to 16384, 1 to 100"
             )
         with err.status(f"measuring {self.suite}"):
-            found = self._measure()
+            found = {"suite": self.suite, **self._measure()}
         if self.json:
             print_json(found)
             return 0
         out.print(found.pop("machine"), markup=False)
+        rows = found.pop("rows", [])
         for name, value in found.items():
-            rows = value if isinstance(value, dict) else {"": value}
-            for key, number in rows.items():
-                shown = f"{number:,.4g}" if isinstance(number, float) else f"{number}"
-                out.print(f"  {name + ' ' + key:50} {shown}", markup=False)
+            pairs = value if isinstance(value, dict) else {"": value}
+            for key, number in pairs.items():
+                out.print(f"  {name + ' ' + key:50} {_shown(number)}", markup=False)
+        if rows:
+            out.print("\n" + markdown(rows), markup=False)
         return 0
 
     def _measure(self) -> dict[str, Any]:
-        if self.suite == "rans":
-            return {"suite": "rans", **bench_rans(self.bits, repeats=self.repeats)}
         gain = self.bits - 2.05
-        if self.preset == "ecsq":
-            found = bench_tensor(Ecsq(), gain, self.size, self.repeats)
-        else:
-            codec, _ = shipped_codec(self.preset, self.bits)
-            found = bench_tensor(Neural(codec), gain, self.size, self.repeats)
-        return {"suite": "tensor", "preset": self.preset, **found}
+        if self.suite == "rans":
+            return bench_rans(self.bits, repeats=self.repeats)
+        if self.suite == "load":
+            quiet_transformers()
+            width = max(128, self.size // 4 // 128 * 128)
+            return bench_load(self._method(self.preset), gain, width, self.repeats)
+        if self.suite == "tensor":
+            found = bench_tensor(self._method(self.preset), gain, self.size, self.repeats)
+            return {"preset": self.preset, **found}
+        methods = {name: self._method(name) for name in ("default", "light")}
+        if self.suite == "decode":
+            return bench_decode(methods, gain, self.size, self.repeats)
+        return bench_encode({**methods, "ecsq": Ecsq()}, gain, self.size, self.repeats)
+
+    def _method(self, preset: str) -> LayerMethod:
+        return Ecsq() if preset == "ecsq" else Neural(shipped_codec(preset, self.bits)[0])
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A table with a column for every key, in the order of their first use.
+
+    Example:
+        >>> print(markdown([{"coder": "a", "rate": 2.5}, {"coder": "b", "note": 1}]))
+        | coder | rate | note |
+        |---|---|---|
+        | a | 2.5 |  |
+        | b |  | 1 |
+    """
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [keys, *([_shown(row[key]) if key in row else "" for key in keys] for row in rows)]
+    lines = ["| " + " | ".join(line) + " |" for line in cells]
+    return "\n".join([lines[0], "|---" * len(keys) + "|", *lines[1:]])
+
+
+def _shown(value: object) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value}"

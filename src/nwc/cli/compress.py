@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from nwc.cli.arguments import Bits, Calibration, CodecFile, Folder, Model, Patterns, Tokens
 from nwc.cli.console import Command, err, out, print_json, quiet_transformers, timed_bar
@@ -132,8 +134,19 @@ class Compress(Command):
 
     def run(self) -> int:
         """See the class."""
-        self._check()
         quiet_transformers()
+        preparation = self.make()
+        if preparation is not None:
+            self._summary(preparation)
+        return 0
+
+    def make(self) -> Preparation | None:
+        """Make the output and return what it was made from; None if that was not asked for.
+
+        Raises:
+            NWCError: it cannot be made.
+        """
+        self._check()
         folder = find_model(self.model)
         # A run that was killed when all but the cleaning up was done may replace its own result.
         replace = self.overwrite or is_published(work_path(self.output), self.output)
@@ -143,7 +156,7 @@ class Compress(Command):
             preparation = prepare(self, folder)
             if self.dry_run:
                 show_plan(preparation, as_json=self.json)
-                return 0
+                return None
             if preparation.open_work(restart=self.restart):
                 err.print(f"note: going on with {preparation.work.path}", markup=False)
             work, done, refused = preparation.work, False, False
@@ -169,8 +182,7 @@ class Compress(Command):
                 work.close(remove=done or refused or work.is_empty)
         for warning in warnings:
             err.print(f"warning: {warning}", markup=False)
-        self._summary(preparation)
-        return 0
+        return preparation
 
     def _compress(self, preparation: Preparation, *, replace: bool) -> list[str]:
         """Do what is left to do and put the output in place; returns warnings."""
@@ -259,6 +271,28 @@ class Compress(Command):
             f"{page_of(self.output)}: the report",
             markup=False,
         )
+
+
+def compress_folder(
+    model: str | Path,
+    output: str | Path,
+    **options: Any,  # noqa: ANN401  (flags of the command)
+) -> Checkpoint:
+    """The command as a function; see `nwc.compress`."""
+    flags = {field.name for field in dataclasses.fields(Compress)} - {"json", "dry_run", "debug"}
+    unknown = sorted(set(options) - flags)
+    if unknown:
+        raise ConfigError(
+            f"{unknown[0]} is not an option of nwc.compress; there are {', '.join(sorted(flags))}"
+        )
+    if isinstance(options.get("keep"), str):
+        options["keep"] = (options["keep"],)
+    for name in ("bits", "file_bits"):
+        if isinstance(options.get(name), int):  # the file says 4.0 for both
+            options[name] = float(options[name])
+    command = Compress(model=str(model), output=Path(output), **options)
+    command.make()
+    return Checkpoint(command.output, command.codec)
 
 
 class FinishedWeights:

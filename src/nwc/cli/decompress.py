@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,11 +39,10 @@ class Decompress(Command):
         keys = checkpoint.keys()
         with (
             FolderWriter(self.output, self.model, overwrite=self.overwrite) as writer,
-            ThreadPoolExecutor(os.cpu_count()) as executor,
             progress("decompressing", len(keys)) as advance,
         ):
-            for key in keys:
-                writer.add(key, checkpoint.tensor(key, DTYPES[self.dtype], executor=executor))
+            for key, value in checkpoint.tensors(DTYPES[self.dtype]):
+                writer.add(key, value)
                 advance(1, key)
             writer.finish(config, {})
             writer.publish()

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from rich.table import Table
 
 from nwc.calibration.corpus import token_windows
@@ -23,11 +22,11 @@ from nwc.cli.arguments import (
 )
 from nwc.cli.console import Command, err, out, print_json, progress, quiet_transformers
 from nwc.compression.source import find_model
-from nwc.errors import ConfigError, FormatError
+from nwc.errors import ConfigError
 from nwc.evaluation.perplexity import evaluate, strided
 from nwc.evaluation.zero_shot import run_tasks
 from nwc.formats.checkpoint import is_compressed
-from nwc.integrations.loading import load_model
+from nwc.integrations.loading import load_any, load_model, open_checkpoint
 from nwc.integrations.tokenizer import tokenizer_of
 
 if TYPE_CHECKING:
@@ -141,34 +140,13 @@ class Eval(Command):
         return found | {"context": context} | ({"stride": self.stride} if self.stride else {})
 
     def _load(self, folder: Path) -> PreTrainedModel:
-        return load_either(folder, DTYPES[self.dtype], usable_device(self.device), self.codec)
-
-
-def load_either(
-    folder: Path, dtype: torch.dtype, device: str, codec: Path | None = None
-) -> PreTrainedModel:
-    """A causal language model from a folder, compressed or ordinary.
-
-    Args:
-        folder: where it lies.
-        dtype: of its weights.
-        device: where to put it.
-        codec: see `nwc.open`.
-
-    Raises:
-        FormatError: the folder holds no such model.
-    """
-    if is_compressed(folder):
-        return load_model(folder, dtype, device, codec)
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    except (ValueError, OSError, KeyError) as error:
-        raise FormatError(
-            f"{folder} is not a causal language model: {str(error).splitlines()[0]}"
-        ) from error
-    return model.to(device).eval()
+        device = usable_device(self.device)
+        dtype = DTYPES[self.dtype]
+        if is_compressed(folder):
+            keys = open_checkpoint(folder, self.codec).keys()
+            with progress("loading", len(keys)) as advance:
+                return load_model(folder, dtype, device, self.codec, lambda key: advance(1, key))
+        return load_any(folder, dtype, device)
 
 
 def _show(found: dict[str, Any]) -> None:

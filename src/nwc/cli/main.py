@@ -13,6 +13,7 @@ from nwc.cli.compress import Compress
 from nwc.cli.console import Command, run
 from nwc.cli.decompress import Decompress
 from nwc.cli.evaluate import Eval
+from nwc.cli.generate import Run
 from nwc.cli.inspect import Inspect, Verify
 from nwc.cli.quality import Quality
 from nwc.cli.report import Report
@@ -21,6 +22,7 @@ from nwc.cli.train import Train
 Verb = (
     Annotated[Compress, tyro.conf.subcommand("compress")]
     | Annotated[Decompress, tyro.conf.subcommand("decompress")]
+    | Annotated[Run, tyro.conf.subcommand("run")]
     | Annotated[Eval, tyro.conf.subcommand("eval")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]

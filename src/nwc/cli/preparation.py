@@ -37,7 +37,13 @@ from nwc.errors import CalibrationError, ConfigError
 from nwc.formats.codec_file import load_codec
 from nwc.formats.kept import KeptDigest
 from nwc.formats.shipped import shipped_codec
-from nwc.formats.writer import checkpoint_facts, codec_bytes, codec_facts, small_files
+from nwc.formats.writer import (
+    checkpoint_facts,
+    codec_bytes,
+    codec_facts,
+    guard_bytes,
+    small_files,
+)
 from nwc.integrations.tokenizer import tokenizer_of
 from nwc.methods.base import LayerMethod
 from nwc.methods.dense import DenseMethod
@@ -267,7 +273,8 @@ class Preparation:
         )
         text = json.dumps({"__metadata__": {"format": "pt", "nwc": about}}, separators=(",", ":"))
         bank = len('"nwc.tables":{"dtype":"U8","shape":[400],"data_offsets":[,]},') + 14
-        return 8 + len(text) + bank + 4  # to the next multiple of eight
+        guard = guard_bytes(self.plan.tensors[0].key)
+        return 8 + len(text) + bank + guard + 4  # to the next multiple of eight
 
     @property
     def other_files(self) -> int:

@@ -18,6 +18,7 @@ from nwc.cli.report import REPORT_FILE, read_report
 from nwc.coding.bitstream import rebank
 from nwc.coding.tables import TableBank
 from nwc.compression.pipeline import CompressedUnit
+from nwc.compression.source import SourceCheckpoint
 from nwc.compression.state import WorkFolder
 from nwc.errors import NWCError
 from nwc.formats.checkpoint import Checkpoint
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from nwc.cli.preparation import Preparation
 
 CARD = "README.md"
+_DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 _SLACK = 64
 """Empty lines at the end of the card at most."""
 
@@ -69,7 +71,7 @@ def write_result(
                     planned = tensors[finished.name]
                     data = rebank(finished.data, group.bank, bank)
                     writer.add_stream(planned.key, data, planned.part)
-        scratch = writer.finish_checkpoint(bank, source.config, preparation.facts)
+        scratch = writer.finish_checkpoint(bank, _config(source), preparation.facts)
         checkpoint = Checkpoint(scratch, options.codec)
         found = inspection(checkpoint)
         report = make_report(preparation, found, about, blocks, warnings)
@@ -78,6 +80,19 @@ def write_result(
         preparation.work.write_json(PUBLISHED, report["hash"])
         writer.publish(_files(report, found["file_bytes"]))
     return warnings + _damping(about)
+
+
+def _config(source: SourceCheckpoint) -> dict[str, Any] | None:
+    """The model's config.json, with its dtype.
+
+    Where it names none, transformers takes that of the first tensor that is a float; in a
+    compressed file that would be the codec's.
+    """
+    config = source.config
+    if config is None or config.get("dtype") or config.get("torch_dtype"):
+        return config
+    found = next((_DTYPE_NAMES[d] for d in source.dtypes.values() if d in _DTYPE_NAMES), None)
+    return config if found is None else {**config, "dtype": found}
 
 
 def is_published(work: Path, output: Path) -> bool:

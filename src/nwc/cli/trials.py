@@ -23,12 +23,12 @@ from nwc.calibration.corpus import token_windows
 from nwc.cli.arguments import usable_device
 from nwc.cli.compress import Compress
 from nwc.cli.console import quiet_transformers
-from nwc.cli.evaluate import load_either
 from nwc.cli.inspect import inspect_folder
 from nwc.compression.source import find_model
 from nwc.errors import ConfigError
 from nwc.evaluation.perplexity import evaluate
 from nwc.evaluation.zero_shot import run_tasks
+from nwc.integrations.loading import load_any
 from nwc.integrations.tokenizer import tokenizer_of
 from nwc.methods.registry import DENSE, MethodName
 
@@ -106,10 +106,10 @@ class Judge:
         quiet_transformers()
         original = find_model(self.model)
         device = usable_device(self.device)
-        reference = load_either(original, torch.float32, device)
+        reference = load_any(original, torch.float32, device)
         model = reference
         if folder != original:
-            model = load_either(folder, torch.float32, device)
+            model = load_any(folder, torch.float32, device)
         limit = getattr(model.config, "max_position_embeddings", None) or self.context
         context = min(self.context, limit)
         tokenize = tokenizer_of(original)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,7 +20,9 @@ from nwc.coding.container import Section
 from nwc.coding.tables import TableBank
 from nwc.coding.tiling import Classes, TileDecoder
 from nwc.errors import BitstreamError
-from nwc.kernels.backend import decode_tile
+from nwc.kernels.backend import backend, decode_tile
+from nwc.kernels.rans_native import decode_tiles
+from nwc.kernels.synthesis_native import Output, Synthesis, Values
 from nwc.numerics.chunking import CHUNK
 
 if TYPE_CHECKING:
@@ -53,6 +56,26 @@ class MeasuredErrors(NamedTuple):
         if len(data) != 12:
             raise BitstreamError(f"errors have {len(data)} bytes, wanted 12")
         return cls(*struct.unpack("<3f", data))
+
+
+_BAND = 4
+"""Tiles that a thread decodes together: enough to hide the waiting times of each."""
+
+_FUSED = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+class Decoding(NamedTuple):
+    """The decoding of a tensor, cut into parts.
+
+    Args:
+        parts: their number.
+        part: does the part of a number; in any order, in any thread.
+        result: the tensor, when all parts are done.
+    """
+
+    parts: int
+    part: Callable[[int], None]
+    result: Callable[[], Tensor]
 
 
 class CompressedTensor:
@@ -130,28 +153,94 @@ class CompressedTensor:
         self,
         dtype: torch.dtype = torch.float32,
         *,
-        decoder: TileDecoder = decode_tile,
+        decoder: TileDecoder | None = None,
         executor: Executor | None = None,
+        out: Float[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "..."]:
-        """The tensor as the checkpoint holds it; tiles decode in the executor's threads if given.
+        """The tensor as the checkpoint holds it.
+
+        Args:
+            dtype: of a new tensor.
+            decoder: kernel.
+            executor: its threads decode tiles, if given.
+            out: of the same shape, on the CPU; takes the weights instead of a new tensor.
+
+        Without a kernel it is the fastest that there is. Whichever it is, the bits are the same.
 
         Raises:
             BitstreamError: the stream is damaged anywhere.
         """
-        head = self.stream.head
+        place = out if out is None or out.is_contiguous() else None
+        job = self.decoding(dtype if out is None else out.dtype, decoder, place)
+        for _ in (map if executor is None else executor.map)(job.part, range(job.parts)):
+            pass
+        found = job.result()
+        return found if out is None or out is place else out.copy_(found)
+
+    def decoding(
+        self,
+        dtype: torch.dtype = torch.float32,
+        decoder: TileDecoder | None = None,
+        out: Tensor | None = None,
+    ) -> Decoding:
+        """The work of `weight`, in parts that any thread may do.
+
+        Args:
+            dtype: of the weights.
+            decoder: see `weight`.
+            out: where to put them, contiguous, of this tensor's shape and dtype; None: anew.
+
+        Raises:
+            BitstreamError: the checksum of the stream does not match.
+        """
         self.stream.container.check_hash()
+        elementwise = self.codec.config.elementwise
+        if decoder is None and elementwise and dtype in _FUSED and backend() == "native":
+            return self._fused(torch.empty(self.shape, dtype=dtype) if out is None else out)
+        head = self.stream.head
         columns = torch.empty(head.columns, head.rows, dtype=dtype)
 
-        def place(i: int) -> None:
+        def part(i: int) -> None:
             tile = self.stream.tiles[i]
             start = tile.chunk * CHUNK
-            values = self.tile(i, decoder)
-            part = columns[tile.column : tile.column + tile.columns]
-            part[:, start : start + values.shape[1]] = values
+            values = self.tile(i, decoder or decode_tile)
+            place = columns[tile.column : tile.column + tile.columns]
+            place[:, start : start + values.shape[1]] = values
 
-        for _ in (map if executor is None else executor.map)(place, range(len(self.stream.tiles))):
-            pass
-        return columns if head.transposed else columns.T.contiguous()
+        def result() -> Tensor:
+            weight = columns if head.transposed else columns.T.contiguous()
+            return weight if out is None else out.copy_(weight)
+
+        return Decoding(len(self.stream.tiles), part, result)
+
+    def _fused(self, out: Tensor) -> Decoding:
+        """Decoding and synthesis in C, a band of tiles at a time, into place."""
+        first, values = self._lookup
+        rows = torch.ones(self.stream.head.rows) if self.row_scales is None else self.row_scales
+        synthesis = Synthesis(
+            Values(
+                first=first,
+                values=values.contiguous().numpy(),
+                column_scales=self.scales.contiguous().numpy(),
+                row_scales=rows.contiguous().numpy(),
+            ),
+            Output(
+                address=out.data_ptr(),
+                count=out.numel(),
+                dtype=_FUSED[out.dtype],
+                stride=self.shape[1],
+                by_column=self.stream.head.transposed,
+            ),
+        )
+        bands = self.stream.bands(_BAND)
+
+        def part(i: int) -> None:
+            tile, integers = self.stream.band(bands[i], decode_tiles)
+            synthesis.write(
+                integers, self.stream.classes_of(tile), tile.column, tile.chunk * CHUNK
+            )
+
+        return Decoding(len(bands), part, lambda: out)
 
     def _synthesis(
         self, integers: Int16[Tensor, "columns chunks 16"], classes: Classes

@@ -9,7 +9,7 @@ the other, each column's chunks downwards, 16 lanes to a chunk. Tiles decode ind
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,9 @@ from nwc.coding.rans import LANES
 from nwc.coding.tables import TableBank, from_bytes, to_bytes
 from nwc.coding.tiling import (
     PROFILES,
+    BandDecoder,
     Classes,
+    CodedTile,
     DecodingTables,
     EncodingTables,
     Profile,
@@ -343,12 +345,7 @@ class Bitstream:
         Raises:
             BitstreamError: the tile is damaged or does not exist.
         """
-        if not 0 <= i < len(self.tiles):
-            raise BitstreamError(f"tile {i} does not exist, there are {len(self.tiles)}")
-        tile = self.tiles[i]
-        words = self.words(tile)
-        if crc32c.crc32c(words) != tile.checksum:
-            raise BitstreamError(f"tile {i}: checksum of its {tile.words} words does not match")
+        tile, words = self._verified(i)
         try:
             integers = decoder(words, tile.states, self.classes_of(tile), self.tables)
         except BitstreamError as error:
@@ -356,8 +353,51 @@ class Bitstream:
         self._patch(integers, tile)
         return integers
 
+    def bands(self, width: int) -> list[range]:
+        """Numbers of all tiles, up to `width` neighbours of the same rows at a time."""
+        strips = -(-self.head.columns // self.head.tile_columns)
+        down = len(self.tiles) // strips
+        return [
+            range(strip * down + row, min(strip + width, strips) * down, down)
+            for strip in range(0, strips, width)
+            for row in range(down)
+        ]
+
+    def band(self, numbers: Sequence[int], decoder: BandDecoder) -> tuple[Tile, NDArray[np.int16]]:
+        """Tiles that lie side by side, their checksums verified first.
+
+        Args:
+            numbers: theirs, one of `bands`.
+            decoder: kernel.
+
+        Returns:
+            The rectangle that they cover, as one tile, and its integers [columns, chunks, 16].
+
+        Raises:
+            BitstreamError: one of them is damaged.
+        """
+        coded = []
+        for i in numbers:
+            tile, words = self._verified(i)
+            coded.append(CodedTile(words, tile.states, tile.columns, f"tile {i}: "))
+        whole = self.tiles[numbers[0]]._replace(columns=sum(each.columns for each in coded))
+        integers = decoder(coded, self.classes_of(whole), self.tables)
+        self._patch(integers, whole)
+        return whole, integers
+
+    def _verified(self, i: int) -> tuple[Tile, NDArray[np.uint16]]:
+        if not 0 <= i < len(self.tiles):
+            raise BitstreamError(f"tile {i} does not exist, there are {len(self.tiles)}")
+        tile = self.tiles[i]
+        words = self.words(tile)
+        if crc32c.crc32c(words) != tile.checksum:
+            raise BitstreamError(f"tile {i}: checksum of its {tile.words} words does not match")
+        return tile, words
+
     def _patch(self, integers: NDArray[np.int16], tile: Tile) -> None:
         places, values = self.patches
+        if not len(places):
+            return
         height = self.head.chunks * LANES
         low = np.searchsorted(places, tile.column * height)
         high = np.searchsorted(places, (tile.column + tile.columns) * height)

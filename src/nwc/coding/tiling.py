@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -76,6 +76,26 @@ TileDecoder = Callable[
     ["NDArray[np.uint16]", "NDArray[np.uint32]", Classes, "DecodingTables"], "NDArray[np.int16]"
 ]
 """(words, states [16], classes, tables) -> integers [columns, chunks, 16]."""
+
+
+class CodedTile(NamedTuple):
+    """One of several tiles that lie side by side and decode together.
+
+    Args:
+        words: of the tile.
+        states: [16], those of the index.
+        columns: how many of the columns are its own.
+        name: what an error message begins with.
+    """
+
+    words: NDArray[np.uint16]
+    states: NDArray[np.uint32]
+    columns: int
+    name: str = ""
+
+
+BandDecoder = Callable[[Sequence[CodedTile], Classes, "DecodingTables"], "NDArray[np.int16]"]
+"""(tiles from left to right, classes of all of them, tables) -> integers [columns, chunks, 16]."""
 
 TileEncoder = Callable[
     ["NDArray[np.int16]", Classes, "EncodingTables"],

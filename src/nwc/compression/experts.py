@@ -78,11 +78,15 @@ def is_transposed(experts: nn.Module) -> bool:
     return bool(getattr(experts, "is_transposed", False))
 
 
-def register_experts_function() -> None:
-    """Make `run_experts` known to transformers."""
+def use_experts_function(model: Any) -> None:  # noqa: ANN401  (PreTrainedModel)
+    """Have a model run its experts by `run_experts`."""
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
     ALL_EXPERTS_FUNCTIONS.register(EXPERTS_FUNCTION, run_experts)
+    try:
+        model.set_experts_implementation(EXPERTS_FUNCTION)
+    except ValueError:  # transformers 5.0 lets nobody but itself choose one that is registered
+        model.config._experts_implementation = EXPERTS_FUNCTION
 
 
 def run_experts(

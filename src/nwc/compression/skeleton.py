@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from nwc.compression.experts import EXPERTS_FUNCTION, expert_slots, register_experts_function
+from nwc.compression.experts import expert_slots, use_experts_function
 from nwc.compression.slots import Slot
 from nwc.compression.source import SourceCheckpoint
 from nwc.errors import FormatError
@@ -88,8 +88,7 @@ def find_skeleton(source: SourceCheckpoint) -> tuple[Skeleton | None, str]:
     if missing:
         return None, f"{len(missing)} parameters of the model are missing, {missing[0]} first"
     if skeleton.fused or any(p.dim() == 3 for p in model.parameters()):
-        register_experts_function()
-        model.set_experts_implementation(EXPERTS_FUNCTION)
+        use_experts_function(model)
     for name, key in skeleton.keys.items():
         _check_shape(source, key, tuple(model.get_parameter(name).shape))
     for name, parts in skeleton.fused.items():

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nwc.codec.compressed import CompressedTensor
+from nwc.codec.compressed import CompressedTensor, Decoding
 from nwc.codec.config import CodecConfig
+from nwc.codec.gpu import decode
 from nwc.codec.model import WeightCodec
 from nwc.coding.rate import BitBudget, budget
 from nwc.coding.tables import TableBank
@@ -20,8 +25,11 @@ from nwc.errors import BitstreamError, ConfigError, FormatError
 from nwc.formats import layout
 from nwc.formats.codec_file import fill_synthesis, fingerprint, load_codec
 from nwc.formats.kept import KeptDigest
-from nwc.formats.shards import Shard
+from nwc.formats.overlap import overlapped
+from nwc.formats.shards import Reader, Shard, read_range
 from nwc.formats.shipped import shipped_codecs
+from nwc.kernels import gpu
+from nwc.kernels.gpu import BadMatrixError
 
 
 class Checkpoint:
@@ -30,17 +38,20 @@ class Checkpoint:
     Args:
         path: its folder.
         codec: the codec file, for a checkpoint that only refers to one that is not shipped.
+        reader: how to read a part of a file.
 
     Raises:
         FormatError: the folder is not a compressed checkpoint, or not one that this nwc reads.
         BitstreamError: one of its files is damaged.
     """
 
-    def __init__(self, path: str | Path, codec: str | Path | None = None) -> None:
+    def __init__(
+        self, path: str | Path, codec: str | Path | None = None, reader: Reader = read_range
+    ) -> None:
         self.path = Path(path)
         if not self.path.is_dir():
             raise FormatError(f"{path} is not a folder; wanted a compressed checkpoint")
-        self.shards = [_open_shard(file) for file in self._files()]
+        self.shards = [_open_shard(file, reader) for file in self._files()]
         self._places = {key: shard for shard in self.shards for key in shard.entries}
         self.facts = self._read_facts()
         self.codec = self._read_codec(None if codec is None else Path(codec))
@@ -52,7 +63,7 @@ class Checkpoint:
         self._stored = {
             key.removesuffix(layout.STREAM_SUFFIX): key
             for key in self._places
-            if not layout.is_shared(key)
+            if not layout.is_shared(key) and not self._is_guard(key)
         }
         self._stacked = self._read_stacked()
 
@@ -72,15 +83,21 @@ class Checkpoint:
         return [single]
 
     def _read_facts(self) -> dict[str, Any]:
-        texts = [s.metadata[layout.METADATA_KEY] for s in self.shards if "nwc" in s.metadata]
+        # transformers, saving, repeats the text in every shard.
+        texts = {s.metadata[layout.METADATA_KEY] for s in self.shards if "nwc" in s.metadata}
         if len(texts) != 1:
             raise FormatError(
-                f"{self.path} is not a compressed checkpoint ({len(texts)} of its files say so, "
-                "wanted 1); make one with nwc compress"
+                f"{self.path} is not a compressed checkpoint ({len(texts)} descriptions "
+                "in its files, wanted 1); make one with nwc compress"
             )
-        facts = layout.parse_object(texts[0], f"header of {self.path}")
+        facts = layout.parse_object(texts.pop(), f"header of {self.path}")
         layout.check_version(facts.get("version"), str(self.path))
         return facts
+
+    def _is_guard(self, key: str) -> bool:
+        """Whether a stored name only keeps other loaders out (`layout.GUARD_BYTES`)."""
+        twins = key + layout.STREAM_SUFFIX, f"{key}.0{layout.STREAM_SUFFIX}"
+        return self._places[key].data_size(key) == 0 and any(t in self._places for t in twins)
 
     def _read_stacked(self) -> dict[str, list[str]]:
         """Tensors of three dimensions -> names of their matrices, each a stream of its own."""
@@ -138,6 +155,10 @@ class Checkpoint:
         """Names of the compressed ones; of a tensor of three dimensions, of each matrix."""
         return [key for key, stored in self._stored.items() if stored != key]
 
+    def matrices(self, key: str) -> list[str]:
+        """Names of the matrices of a tensor of three dimensions; none if it is not compressed."""
+        return self._stacked.get(key, [])
+
     def kept_keys(self) -> list[str]:
         """Names of the others, which are stored as they were."""
         return [key for key, stored in self._stored.items() if stored == key]
@@ -158,11 +179,9 @@ class Checkpoint:
             raise FormatError(f"{key} is {kind}; the compressed tensors are compressed_keys()")
         last, tensor = self._last
         if last != key or tensor is None:
-            try:
-                data = self._places[stored].data(stored)
+            data = self._places[stored].data(stored)
+            with _naming(key):
                 tensor = CompressedTensor(data, self.codec, self._bank)
-            except BitstreamError as error:
-                raise BitstreamError(f"{key}: {error}") from error
             self._last = key, tensor
         return tensor
 
@@ -225,21 +244,75 @@ class Checkpoint:
             FormatError: there is no such tensor.
             BitstreamError: it is damaged.
         """
+        if gpu.available(device) and key in self and self._stored.get(key) != key:
+            return self._on_gpu([key], dtype or torch.float32, device)[key]
+        work = self._begin(key, dtype)
+        for _ in (map if executor is None else executor.map)(work.part, range(work.parts)):
+            pass
+        return work.result().to(device)
+
+    def _begin(self, key: str, dtype: torch.dtype | None) -> Decoding:
+        """Read a tensor; its decoding is left to be done."""
         if key in self._stacked:
-            parts = (self.tensor(name, dtype, device, executor) for name in self._stacked[key])
-            return torch.stack(list(parts))
+            return self._begin_stack(key, dtype or torch.float32)
         if key not in self._stored:
             near = next(iter(self._stored), "none")
             raise FormatError(f"{self.path} has no tensor {key}; its names are like {near}")
         if self._stored[key] == key:
             kept = self.kept(key)
             cast = dtype is not None and kept.is_floating_point()
-            return kept.to(device=device, dtype=dtype if cast else None)
+            return Decoding(0, lambda _: None, lambda: kept.to(dtype if cast else kept.dtype))
+        return self._begin_matrix(key, dtype or torch.float32)
+
+    def _begin_matrix(self, key: str, dtype: torch.dtype, out: Tensor | None = None) -> Decoding:
         stream = self.compressed(key)
-        try:
-            return stream.weight(dtype or torch.float32, executor=executor).to(device)
-        except BitstreamError as error:
-            raise BitstreamError(f"{key}: {error}") from error
+        with _naming(key):
+            work = stream.decoding(dtype, out=out)
+
+        def part(i: int) -> None:
+            with _naming(key):
+                work.part(i)
+
+        return Decoding(work.parts, part, work.result)
+
+    def _begin_stack(self, key: str, dtype: torch.dtype) -> Decoding:
+        """Matrices that decode side by side into one tensor of three dimensions."""
+        names = self._stacked[key]
+        shape = self.compressed(names[0]).shape
+        whole = torch.empty(len(names), *shape, dtype=dtype)
+        works = []
+        for name, out in zip(names, whole, strict=True):
+            found = self.compressed(name).shape
+            if found != shape:
+                raise FormatError(
+                    f"{self.path}: {name} is {found}, the first of {key} {shape}; the file is "
+                    "damaged"
+                )
+            works.append(self._begin_matrix(name, dtype, out))
+        ends = list(accumulate(work.parts for work in works))
+
+        def part(i: int) -> None:
+            at = bisect_right(ends, i)
+            works[at].part(i - ends[at] + works[at].parts)
+
+        def result() -> Tensor:
+            for work in works:
+                work.result()
+            return whole
+
+        return Decoding(ends[-1], part, result)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of a tensor by its name in the original checkpoint; nothing is decoded.
+
+        Raises:
+            FormatError, BitstreamError: as `tensor`.
+        """
+        if key in self._stacked:
+            return len(self._stacked[key]), *self.shape(self._stacked[key][0])
+        if self._stored.get(key) == key:
+            return tuple(self._places[key].entries[key]["shape"])
+        return self.compressed(key).shape
 
     def tile(self, key: str, i: int) -> Tensor:
         """Tile i of a compressed tensor: FP32 [columns, rows], nothing else decoded.
@@ -247,17 +320,69 @@ class Checkpoint:
         Raises:
             FormatError, BitstreamError: as `compressed`; or there is no such tile.
         """
-        try:
-            return self.compressed(key).tile(i)
-        except BitstreamError as error:
-            raise BitstreamError(f"{key}: {error}") from error
+        stream = self.compressed(key)
+        with _naming(key):
+            return stream.tile(i)
+
+    def tensors(
+        self, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+    ) -> Iterator[tuple[str, Tensor]]:
+        """All tensors by name: reading, decoding and synthesis of several overlap.
+
+        As many threads as torch uses decode. Arguments and errors are those of `tensor`.
+        """
+        keys = self.keys()
+        if gpu.available(device):
+            kept = set(self.kept_keys())
+            compressed = [key for key in keys if key not in kept]
+            found = self._on_gpu(compressed, dtype or torch.float32, device)
+            for key in keys:
+                yield key, self.tensor(key, dtype, device) if key in kept else found.pop(key)
+            return
+        starts = (partial(self._begin, key, dtype) for key in keys)
+        values = overlapped(starts, torch.get_num_threads())
+        for key, value in zip(keys, values, strict=True):
+            yield key, value.to(device)
 
     def state_dict(
-        self, dtype: torch.dtype = torch.bfloat16, device: str | torch.device = "cpu"
+        self,
+        dtype: torch.dtype = torch.bfloat16,
+        device: str | torch.device = "cpu",
+        on_tensor: Callable[[str], object] | None = None,
     ) -> dict[str, Tensor]:
-        """All tensors, floating-point ones in `dtype`."""
-        with ThreadPoolExecutor(os.cpu_count()) as executor:
-            return {key: self.tensor(key, dtype, device, executor) for key in self.keys()}
+        """All tensors, floating-point ones in `dtype`.
+
+        Args:
+            dtype: of the floating-point ones.
+            device: where to put them.
+            on_tensor: told the name of each when it is there.
+        """
+        found = {}
+        for key, value in self.tensors(dtype, device):
+            found[key] = value
+            if on_tensor is not None:
+                on_tensor(key)
+        return found
+
+    def _on_gpu(
+        self, keys: list[str], dtype: torch.dtype, device: str | torch.device
+    ) -> dict[str, Tensor]:
+        """Compressed tensors, decoded together by the kernels of a GPU."""
+        names = [name for key in keys for name in self._stacked.get(key, [key])]
+        try:
+            parts = decode([self.compressed(name) for name in names], device, dtype)
+            found = dict(zip(names, parts, strict=True))
+        except BadMatrixError as error:
+            raise BitstreamError(f"{names[error.matrix]}: {error}") from error
+        for key in keys:
+            if key in self._stacked:
+                found[key] = torch.stack([found.pop(name) for name in self._stacked[key]])
+        return found
+
+    def stream_bytes(self, key: str) -> int:
+        """Bytes of the stream of a compressed tensor."""
+        stored = self._stored[key]
+        return self._places[stored].data_size(stored)
 
     def tensor_bytes(self, key: str) -> BitBudget:
         """Bytes that one compressed tensor takes, its entry in the shard's header included."""
@@ -278,7 +403,7 @@ class Checkpoint:
                     tables += shard.data_size(key)
                 elif key == layout.CODEC_KEY:
                     codec += shard.data_size(key)
-                else:
+                elif not self._is_guard(key):
                     headers -= shard.entry_size(key)
         return BitBudget(codec=codec, tables=tables, headers=headers)
 
@@ -296,11 +421,20 @@ class Checkpoint:
         return config
 
 
-def _open_shard(path: Path) -> Shard:
+@contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Errors of the stream name its tensor."""
+    try:
+        yield
+    except BitstreamError as error:
+        raise BitstreamError(f"{key}: {error}") from error
+
+
+def _open_shard(path: Path, reader: Reader) -> Shard:
     if not path.exists():
         raise FormatError(f"shard {path.name} of {path.parent} is missing; fetch it again")
     try:
-        return Shard(path)
+        return Shard(path, reader)
     except FormatError as error:
         raise BitstreamError(str(error)) from error
 

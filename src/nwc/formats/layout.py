@@ -20,6 +20,11 @@ CODEC_KEY = "nwc.codec"
 METADATA_KEY = "nwc"
 """Key of the JSON text in `__metadata__` of the shard that holds bank and codec."""
 
+GUARD_BYTES = b""
+"""The first compressed tensor of a file also has an empty U8 tensor under its own name. A loader
+that does not know the format finds a tensor of a wrong shape and stops, instead of going on with
+random weights where it found no name that it knows."""
+
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 

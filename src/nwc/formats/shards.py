@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -36,6 +38,8 @@ _DTYPES = {
     torch.uint64: "U64",
     torch.bool: "BOOL",
 }
+
+_BY_NAME = {name: dtype for dtype, name in _DTYPES.items()}
 
 MAX_HEADER_BYTES = 100_000_000
 
@@ -95,18 +99,36 @@ class ShardWriter:
         self._scratch_path.unlink()
 
 
+Reader = Callable[[Path, int, int], memoryview]
+"""(file, first byte, number of bytes) -> these bytes, fewer where the file ends, writable."""
+
+
+def read_range(path: Path, start: int, size: int) -> memoryview:
+    """Plain `Reader`; other threads run meanwhile."""
+    # An array is a buffer; unlike a bytearray it is not filled with zeros first.
+    buffer = memoryview(np.empty(size, dtype=np.uint8))  # type: ignore[arg-type]
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        done = 0
+        while done < size and (count := file.readinto(buffer[done:])):
+            done += count
+    return buffer[:done]
+
+
 class Shard:
     """One safetensors file, opened lazily.
 
     Args:
         path: the file.
+        reader: how to read a part of it.
 
     Raises:
         FormatError: it is missing, truncated, or not safetensors.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, reader: Reader = read_range) -> None:
         self.path = path
+        self._reader = reader
         try:
             self.file_size = path.stat().st_size
             with path.open("rb") as file:
@@ -118,7 +140,7 @@ class Shard:
                         "truncated or not a safetensors file"
                     )
                 self.header_text = file.read(length)
-            self._handle: Any = safe_open(path, "pt")
+            safe_open(path, "pt")  # checks the header: no holes, nothing beyond the end
         except (OSError, SafetensorError) as error:
             raise FormatError(f"{path} cannot be read: {error}") from error
         self.header_size = 8 + length
@@ -137,18 +159,40 @@ class Shard:
         return end - start
 
     def tensor(self, key: str) -> Tensor:
-        """A tensor in its own dtype."""
-        return self._handle.get_tensor(key)
+        """A tensor in its own dtype, in memory of its own.
+
+        Raises:
+            FormatError: its dtype is unknown, or the file has shrunk.
+        """
+        entry = self.entries[key]
+        if entry["dtype"] not in _BY_NAME:
+            raise FormatError(
+                f"{key} in {self.path} has dtype {entry['dtype']}, wanted one of {list(_BY_NAME)}"
+            )
+        dtype, shape = _BY_NAME[entry["dtype"]], entry["shape"]
+        if self.data_size(key) == 0:
+            return torch.empty(shape, dtype=dtype)
+        return torch.frombuffer(self._read(key), dtype=dtype).view(shape)
 
     def data(self, key: str) -> memoryview:
         """Bytes of a U8 tensor.
 
         Raises:
-            FormatError: it is not one.
+            FormatError: it is not one, or the file has shrunk.
         """
-        tensor = self.tensor(key)
-        if tensor.dtype != torch.uint8 or tensor.dim() != 1:
+        entry = self.entries[key]
+        if entry["dtype"] != "U8" or len(entry["shape"]) != 1:
             raise FormatError(
-                f"{key} in {self.path} is {tensor.dtype} {list(tensor.shape)}, wanted bytes"
+                f"{key} in {self.path} is {entry['dtype']} {entry['shape']}, wanted bytes"
             )
-        return memoryview(tensor.numpy())  # type: ignore[arg-type]  # an array is a buffer
+        return self._read(key)
+
+    def _read(self, key: str) -> memoryview:
+        size = self.data_size(key)
+        start = self.header_size + self.entries[key]["data_offsets"][0]
+        data = self._reader(self.path, start, size)
+        if len(data) != size:
+            raise FormatError(
+                f"{self.path} ends {size - len(data)} bytes before {key} does; fetch it again"
+            )
+        return data

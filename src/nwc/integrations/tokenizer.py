@@ -4,8 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from nwc.errors import ConfigError
+
+
+def load_tokenizer(folder: Path) -> Any:  # noqa: ANN401  (PreTrainedTokenizerBase)
+    """The model's tokenizer.
+
+    Raises:
+        ConfigError: the folder has none that loads.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # raised by several libraries
+        raise ConfigError(
+            f"{folder} has no tokenizer that loads ({str(error).splitlines()[0]}); add its "
+            "tokenizer files"
+        ) from error
 
 
 def tokenizer_of(folder: Path) -> Callable[[str], list[int]]:
@@ -14,15 +32,7 @@ def tokenizer_of(folder: Path) -> Callable[[str], list[int]]:
     Raises:
         ConfigError: the folder has none that loads.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # raised by several libraries
-        raise ConfigError(
-            f"{folder} has no tokenizer that loads ({str(error).splitlines()[0]}); add its "
-            "tokenizer files"
-        ) from error
+    tokenizer = load_tokenizer(folder)
 
     def tokenize(text: str) -> list[int]:
         # Windows are cut afterwards: the length of the whole text is nothing to warn about.

@@ -1,4 +1,11 @@
-"""The kernel equals the plain oracle `coding.tiling`: word for word and symbol for symbol."""
+"""Every kernel equals the plain oracle `coding.tiling`: word for word and symbol for symbol.
+
+The compiled one at every instruction set that this processor has.
+"""
+
+import os
+from functools import partial
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -7,10 +14,29 @@ from hypothesis import strategies as st
 
 from nwc.coding import rans, tiling
 from nwc.coding.tables import FrequencyTable
-from nwc.coding.tiling import Classes, DecodingTables
+from nwc.coding.tiling import Classes, CodedTile, DecodingTables
 from nwc.coding.trellis import TRELLISES
 from nwc.errors import BitstreamError
-from nwc.kernels import rans_numba
+from nwc.kernels import native_library, rans_native, rans_numba
+
+
+def at_level(level, function, *arguments):
+    with mock.patch.dict(os.environ, NWC_NATIVE_LEVEL=level):
+        return function(*arguments)
+
+
+LEVELS = native_library.levels() if native_library.available() else ()
+DECODERS = {"numba": rans_numba.decode_tile}
+DECODERS |= {level: partial(at_level, level, rans_native.decode_tile) for level in LEVELS}
+every_decoder = pytest.mark.parametrize("decode", DECODERS.values(), ids=DECODERS.keys())
+every_level = pytest.mark.parametrize("level", LEVELS)
+
+
+def test_the_library_was_built_where_it_must_be():
+    if os.environ.get("NWC_REQUIRE_NATIVE") != "1":
+        pytest.skip("NWC_REQUIRE_NATIVE is not 1: a package without compiled kernels is whole")
+    assert native_library.available(), native_library.load().reason
+
 
 # (columns, chunks): 0, 1, 63 and 1,000 steps
 SHAPES = [(0, 5), (5, 0), (1, 1), (63, 1), (1, 63), (9, 7), (1000, 1), (1, 1000), (8, 125)]
@@ -51,19 +77,26 @@ def random_paths(rng, columns, chunks, trellis):
         rng.integers(0, 3, columns).astype(np.uint8),
         rng.integers(0, 3, (chunks, 16)).astype(np.uint8),
     )
-    integers = np.empty((columns, chunks, 16), dtype=np.int16)
-    path = [0] * 16
-    for column, chunk, lane in np.ndindex(columns, chunks, 16):
-        parity = path[lane] & 1
-        group = classes.columns[column] + classes.rows[chunk, lane]
-        table = tables[choice[group, lane, parity]]
-        symbol = int(rng.choice(table.first + np.flatnonzero(table.frequencies)))
-        integers[column, chunk, lane] = symbol if trellis is None else 2 * symbol + parity
-        if trellis is not None:
-            path[lane] = trellis.step(path[lane], symbol)
     if trellis is None:
         choice = choice[..., 0]
-    return integers, classes, DecodingTables(tables, choice, trellis)
+    coding = DecodingTables(tables, choice, trellis)
+    return follow(rng, classes, coding), classes, coding
+
+
+def follow(rng, classes, tables):
+    """Integers that the tables can code, along paths of the trellis if there is one."""
+    out = np.empty((len(classes.columns), *classes.rows.shape), dtype=np.int16)
+    path = [0] * 16
+    for place in np.ndindex(*out.shape):
+        group, lane = classes.columns[place[0]] + classes.rows[place[1:]], place[2]
+        choice = tables.choice[group, lane]
+        parity = path[lane] & 1
+        table = tables.tables[choice if tables.trellis is None else choice[parity]]
+        symbol = int(rng.choice(table.first + np.flatnonzero(table.frequencies)))
+        out[place] = symbol if tables.trellis is None else 2 * symbol + parity
+        if tables.trellis is not None:
+            path[lane] = tables.trellis.step(path[lane], symbol)
+    return out
 
 
 @pytest.mark.parametrize("states", [0, 4, 8, 32])
@@ -102,7 +135,7 @@ def assert_equal_to_oracle(symbols, classes, tables):
     assert (own_words.dtype, own_states.dtype) == (words.dtype, states.dtype)
     assert np.array_equal(own_words, words)
     assert np.array_equal(own_states, states)
-    for decode in (tiling.decode_tile, rans_numba.decode_tile):
+    for decode in (tiling.decode_tile, *DECODERS.values()):
         found = decode(words, states, classes, tables)
         assert found.dtype == np.int16
         assert np.array_equal(found, symbols)
@@ -153,8 +186,9 @@ def test_constant_lanes_between_others():
     assert len(words) == 8 * 1000 * 4 // 16
 
 
+@every_decoder
 @pytest.mark.parametrize(("columns", "chunks"), SHAPES)
-def test_every_place_of_the_output_is_written(columns, chunks, monkeypatch):
+def test_every_place_of_the_output_is_written(columns, chunks, decode, monkeypatch):
     rng = np.random.default_rng(1)
     symbols, classes, tables = random_tile(rng, columns, chunks, 5, 3)
     expected_words, expected_states = tiling.encode_tile(symbols, classes, tables)
@@ -170,7 +204,7 @@ def test_every_place_of_the_output_is_written(columns, chunks, monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(np, "empty", poisoned)
             words, states = rans_numba.encode_tile(symbols, classes, tables)
-            found = rans_numba.decode_tile(words, states, classes, tables)
+            found = decode(words, states, classes, tables)
         assert np.array_equal(words, expected_words)
         assert np.array_equal(states, expected_states)
         assert np.array_equal(found, symbols)
@@ -185,7 +219,8 @@ def test_arguments_are_left_alone():
     for array in (symbols, *classes, words, states):
         array.setflags(write=False)
     rans_numba.encode_tile(symbols, classes, tables)
-    rans_numba.decode_tile(words, states, classes, tables)
+    for decode in DECODERS.values():
+        decode(words, states, classes, tables)
     assert np.array_equal(symbols, before)
     assert np.array_equal(words, kept[0])
     assert np.array_equal(states, kept[1])
@@ -210,25 +245,28 @@ def outcome(decode, *arguments):
 
 def assert_same_outcome(*arguments):
     plain = outcome(tiling.decode_tile, *arguments)
-    assert outcome(rans_numba.decode_tile, *arguments) == plain
+    for decode in DECODERS.values():
+        assert outcome(decode, *arguments) == plain
     return plain
 
 
+@every_decoder
 @pytest.mark.parametrize("lost", [1, 2, 15, 16, 17, 100, None])
-def test_too_few_words_raise(coded, lost):
+def test_too_few_words_raise(coded, lost, decode):
     words, *rest = coded
     left = words[: len(words) - lost] if lost else words[:0]
     with pytest.raises(BitstreamError, match=f"a lane wants more than the tile's {len(left)} wo"):
-        rans_numba.decode_tile(left, *rest)
+        decode(left, *rest)
 
 
+@every_decoder
 @pytest.mark.parametrize("more", [1, 15, 16, 17])
-def test_too_many_words_raise(coded, more):
+def test_too_many_words_raise(coded, more, decode):
     words, *rest = coded
     longer = np.append(words, np.zeros(more, dtype=np.uint16))
     message = f"tile ends after word {len(words)}, its index says {len(longer)}"
     with pytest.raises(BitstreamError, match=message):
-        rans_numba.decode_tile(longer, *rest)
+        decode(longer, *rest)
 
 
 def test_wrong_states_end_as_in_the_oracle(coded):
@@ -274,3 +312,105 @@ def test_noise_leaves_the_lanes_as_in_the_oracle():
     lane = int((final != rans.LOWER).argmax())
     with pytest.raises(BitstreamError, match=f"lane {lane} ends at state {final[lane]}, "):
         tiling.decode_tile(words[:read], states, classes, tables)
+
+
+def side_by_side(rng, trellis, widths, chunks):
+    """Tiles of one band with what is in them: the same tables and rows, columns of their own."""
+    _, classes, tables = random_paths(rng, sum(widths), chunks, trellis)
+    tiles, parts, start = [], [], 0
+    for width in widths:
+        columns = classes.columns[start : start + width]
+        part = Classes(columns, classes.rows)
+        # Paths start anew in every tile: draw its integers from its own.
+        values = follow(rng, part, tables)
+        tiles.append(
+            CodedTile(*tiling.encode_tile(values, part, tables), width, f"tile {start}: ")
+        )
+        parts.append(values)
+        start += width
+    return tiles, classes, tables, np.concatenate(parts)
+
+
+WIDTHS = [[3], [2, 2], [3, 3, 1], [2, 0, 2, 1], [1] * 5, [2] * 9 + [1]]
+
+
+@every_level
+@pytest.mark.parametrize("states", [0, 8, 32])
+@pytest.mark.parametrize("widths", WIDTHS)
+def test_tiles_together_are_tiles_alone(level, states, widths):
+    rng = np.random.default_rng([states, len(widths)])
+    for chunks in (1, 9, 17):
+        *arguments, values = side_by_side(rng, TRELLISES.get(states), widths, chunks)
+        assert np.array_equal(at_level(level, rans_native.decode_tiles, *arguments), values)
+
+
+@every_level
+def test_rows_of_lanes_that_share_a_table(level):
+    """The layout of the default codec, in which tables are chosen by class alone."""
+    rng = np.random.default_rng(7)
+    for states in (0, 4, 8, 32):
+        _, classes, tables = random_paths(rng, 6, 11, TRELLISES.get(states))
+        choice = rng.integers(0, len(tables.tables), (5, 1, 2)).repeat(16, 1)
+        choice = choice if states else np.ascontiguousarray(choice[..., 0])
+        tables = DecodingTables(tables.tables, choice, tables.trellis)
+        values = follow(rng, classes, tables)
+        words = tiling.encode_tile(values, classes, tables)
+        found = at_level(level, rans_native.decode_tile, *words, classes, tables)
+        assert np.array_equal(found, values)
+
+
+@every_level
+@pytest.mark.parametrize("damaged", [0, 2, 4])
+def test_the_damaged_one_of_many_is_named(level, damaged):
+    rng = np.random.default_rng(8)
+    tiles, *rest, _ = side_by_side(rng, TRELLISES[8], [2, 2, 2, 2, 1], 9)
+    short = tiles[damaged]._replace(words=tiles[damaged].words[:-1])
+    with pytest.raises(BitstreamError, match=f"^tile {2 * damaged}: a lane wants more"):
+        at_level(
+            level,
+            rans_native.decode_tiles,
+            [*tiles[:damaged], short, *tiles[damaged + 1 :]],
+            *rest,
+        )
+    states = tiles[damaged].states.copy()
+    states[3] ^= 1 << 30
+    wrong = tiles[damaged]._replace(states=states)
+    with pytest.raises(BitstreamError, match=f"^tile {2 * damaged}: "):
+        at_level(
+            level,
+            rans_native.decode_tiles,
+            [*tiles[:damaged], wrong, *tiles[damaged + 1 :]],
+            *rest,
+        )
+
+
+@every_level
+def test_words_at_odd_addresses(level, coded):
+    words, *rest = coded
+    raw = np.frombuffer(b"x" + words.tobytes(), dtype=np.uint8)[1:].view("<u2")
+    found = at_level(level, rans_native.decode_tile, raw, *rest)
+    assert np.array_equal(found, tiling.decode_tile(words, *rest))
+
+
+@every_level
+def test_nothing_beyond_the_integers_is_written(level):
+    """Decoded into the middle of a larger array, with words in the middle of others."""
+    rng = np.random.default_rng(9)
+    tiles, classes, tables, values = side_by_side(rng, TRELLISES[8], [2, 3], 9)
+    plain_empty, guard = np.empty, 64
+    kept = []
+
+    def guarded(shape, dtype=float, *args, **options):
+        if dtype != np.int16:
+            return plain_empty(shape, dtype, *args, **options)
+        size = int(np.prod(shape))
+        whole = np.full(size + 2 * guard, 0x5A5A, dtype=np.int16)
+        kept.append(whole)
+        return whole[guard : guard + size].reshape(shape)
+
+    with mock.patch.object(np, "empty", guarded):
+        found = at_level(level, rans_native.decode_tiles, tiles, classes, tables)
+    assert np.array_equal(found, values)
+    (whole,) = kept
+    assert (whole[:guard] == 0x5A5A).all()
+    assert (whole[-guard:] == 0x5A5A).all()
