@@ -25,6 +25,7 @@ from nwc.compression.source import find_model
 from nwc.compression.state import WorkFolder
 from nwc.compression.unit import UnitCompressor
 from nwc.errors import ConfigError
+from nwc.formats.checkpoint import Checkpoint
 from nwc.formats.writer import check_output
 from nwc.methods.dense import DenseMethod
 from nwc.methods.neural import Decisions

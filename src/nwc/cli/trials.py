@@ -7,12 +7,10 @@ output beside the original. `nwc bench quality`, `benchmarks/` and `experiments/
 from __future__ import annotations
 
 import dataclasses
-import io
 import statistics
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -145,8 +143,8 @@ def trial(judge: Judge, options: Options) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "compressed"
         start = time.perf_counter()
-        with redirect_stdout(io.StringIO()):
-            Compress(model=judge.model, output=out, device=judge.device, **options).run()
+        quiet_transformers()
+        Compress(model=judge.model, output=out, device=judge.device, **options).make()
         seconds = time.perf_counter() - start
         bits, file_bits = _bits(out)
         facts = {"bits": bits, "file_bits": file_bits, "seconds": round(seconds, 1)}
