@@ -78,7 +78,11 @@ def plot(rows: list[Row], path: Path) -> None:
         above.set_title(f"{style.look(row['scheme']).label}, {row['bits']:.2f} bits")
         above.set_ylabel("in units of the median")
         image = below.imshow(
-            row["map"], aspect="auto", extent=(0, len(x), 0, len(row["map"])), vmin=0
+            row["map"],
+            aspect="auto",
+            interpolation="none",
+            extent=(0, len(x), 0, len(row["map"])),
+            vmin=0,
         )
         below.set_xlabel("columns, least important first")
         below.set_yticks([])
