@@ -3,6 +3,7 @@
 PYTHON ?= python3
 WORKERS ?= auto
 BITS ?= 4.5
+SCALE ?= tiny
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -14,7 +15,7 @@ NATIVE := hatch_build.py $(wildcard src/nwc/kernels/native/*.[ch])
 VERSION_TESTS := tests/integrations
 VERSIONS := 5.0.0 5.9.0 $(shell sed -n 's/^transformers==//p' constraints.txt)
 
-.PHONY: setup demo test check docs versions clean
+.PHONY: setup demo test check docs reproduce versions clean
 
 setup: $(READY)
 
@@ -66,6 +67,11 @@ versions: $(VERSIONS:%=.venv-versions/%/.ready)
 	$(@D)/bin/python -m pip install --quiet --constraint $(@D)/constraints.txt \
 	  --editable . transformers==$* accelerate pytest hypothesis
 	@touch $@
+
+# The paper's figures and tables: SCALE=tiny|small|full; small wants DATA, a folder with models and text.
+reproduce: $(READY)
+	$(BIN)/python experiments/runner.py --scale $(SCALE) $(if $(DATA),--data $(DATA)) \
+	  $(if $(ONLY),--only $(ONLY))
 
 # The command-line reference and the test vectors of the bitstream; tests check that they are current.
 docs: $(READY)

@@ -3,66 +3,52 @@ r"""Quality at equal bits: a model compressed in several ways, each compared wit
     python benchmarks/quality.py --model MODEL --calibration TEXT --text HELDOUT \
       --output rows.jsonl
 
-One JSON row for each method, variant, rate and seed. Everything goes through the command, as a
-user would do it. Rows that the file already has are not measured again, so that a stopped run
-goes on.
+One JSON row for each method, variant, rate and seed. Every trial runs the verb `compress`, as a
+user would. Rows that the file already has are not measured again, so that a stopped run goes on.
+`nwc bench quality` is the same for users; here are the parts of the default as well.
 """
 
 from __future__ import annotations
 
-import datetime
 import itertools
 import json
 import subprocess
-import sys
-import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-import nwc
-from nwc.evaluation.benchmark import machine
+from nwc.cli.quality import provenance
+from nwc.cli.trials import WAYS, Judge, Options, options_of, trial
 
-PLAIN = ("--waterfill", "columns", "--trellis", "0", "--rate-weight", "0")
+PLAIN: dict[str, Any] = {"waterfill": "columns", "trellis": 0, "rate_weight": 0.0}
 
-METHODS: dict[str, tuple[str, ...]] = {
-    "nwc default": (),
-    # Six networks of 1 M parameters would be most of a small model's file.
-    "nwc paper": ("--preset", "paper", "--codec-by-reference"),
-    "ecsq": ("--method", "ecsq"),
+METHODS: dict[str, Options] = {
+    "nwc default": WAYS["nwc"],
+    "nwc paper": WAYS["nwc paper"],
+    "ecsq": WAYS["ecsq"],
     # Steps after the columns' d alone, scalar, no price on bits: what WaterSIC does, in a file.
     "watersic style": PLAIN,
     # One part of the default left out.
-    "without trellis": ("--trellis", "0"),
-    "without layers and rows": ("--waterfill", "columns"),
-    "without rows": ("--waterfill", "layers"),
-    "without a price on bits": ("--rate-weight", "0"),
+    "without trellis": {"trellis": 0},
+    "without layers and rows": {"waterfill": "columns"},
+    "without rows": {"waterfill": "layers"},
+    "without a price on bits": {"rate_weight": 0.0},
     # Another choice in one place.
-    "4 states": ("--trellis", "4"),
-    "32 states": ("--trellis", "32"),
-    "a sweep": ("--sweeps", "1"),
-    "light": ("--preset", "light"),
-    "distillation": ("--distill-tokens", "131072"),
+    "4 states": {"trellis": 4},
+    "32 states": {"trellis": 32},
+    "a sweep": {"sweeps": 1},
+    "light": WAYS["nwc light"],
+    "distillation": {"distill_tokens": 131_072},
     # One part alone, beside what is called watersic style here.
-    "plain and trellis": ("--waterfill", "columns", "--rate-weight", "0"),
-    "plain and rows": ("--trellis", "0", "--rate-weight", "0"),
-    "plain and a price": ("--waterfill", "columns", "--trellis", "0"),
-    "plain and a sweep": (*PLAIN, "--sweeps", "1"),
-    "plain and distillation": (*PLAIN, "--distill-tokens", "131072"),
-    "plain and light": (*PLAIN, "--preset", "light"),
+    "plain and trellis": {"waterfill": "columns", "rate_weight": 0.0},
+    "plain and rows": {"trellis": 0, "rate_weight": 0.0},
+    "plain and a price": {"waterfill": "columns", "trellis": 0},
+    "plain and a sweep": {**PLAIN, "sweeps": 1},
+    "plain and distillation": {**PLAIN, "distill_tokens": 131_072},
+    "plain and light": {**PLAIN, **WAYS["nwc light"]},
 }
-
-VARIANTS: dict[str, tuple[str, ...]] = {
-    "data-free": (),
-    "feedback": ("--no-recovery",),
-    "recovery": ("--features", "original"),
-    "feedback, compressed features": ("--no-recovery", "--features", "compressed"),
-    "recovery, compressed features": ("--features", "compressed"),
-}
-"""How a method is used: without calibration text, with LDLQ alone, with fine-tuning as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,41 +93,15 @@ def run(config: Quality) -> None:
 
 
 def _measure(config: Quality, method: str, variant: str, bits: float, seed: int) -> dict[str, Any]:
-    calibrated = variant != "data-free"
-    how = ("--calibration", str(config.calibration)) if calibrated else ("--data-free",)
-    start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        out = str(Path(folder) / "compressed")
-        made = _nwc(
-            "compress", str(config.model), "--output", out, "--bits", str(bits), "--json",
-            "--seed", str(seed), *how, *METHODS[method], *VARIANTS[variant],
-        )  # fmt: skip
-        seconds = time.perf_counter() - start
-        found = _nwc(
-            "eval", out, "--reference", str(config.model), "--text", str(config.text), "--json",
-            "--context", str(config.context), "--max-tokens", str(config.max_tokens),
-        )  # fmt: skip
-    return {
-        "model": config.model.name,
-        "method": method,
-        "variant": variant,
-        "seed": seed,
-        "asked": bits,
-        "bits": made["bits_per_parameter"]["tensors"],
-        "file_bits": made["bits_per_parameter"]["file"],
-        "seconds": round(seconds, 1),
-        **found,
-        "text": config.text.name,
-        "nwc": nwc.__version__,
-        "commit": _commit(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": machine(),
-    }
-
-
-def _nwc(*arguments: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "nwc", *arguments]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    judge = Judge(
+        model=str(config.model), texts=(str(config.text),), context=config.context,
+        max_tokens=config.max_tokens,
+    )  # fmt: skip
+    calibration = str(config.calibration)
+    options = options_of(METHODS[method], variant, bits=bits, calibration=calibration, seed=seed)
+    [found] = trial(judge, options)
+    row = {"model": config.model.name, "method": method, "variant": variant, "seed": seed}
+    return {**row, "asked": bits, **found, **provenance(), "commit": _commit()}
 
 
 def _commit() -> str:

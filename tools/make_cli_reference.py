@@ -11,7 +11,10 @@ from pathlib import Path
 from nwc.cli.main import main as nwc
 
 PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
-VERBS = ("compress", "decompress", "run", "eval", "inspect", "verify", "report", "train", "bench")
+VERBS = (
+    "compress", "decompress", "run", "eval", "inspect", "verify", "report", "train", "bench",
+    "bench quality",
+)  # fmt: skip
 HEAD = """# The command
 
 Made by `make docs` from the command's own help. Results go to standard output, all else to
@@ -26,7 +29,7 @@ def page() -> str:
     for verb in VERBS:
         shown = io.StringIO()
         with redirect_stdout(shown), suppress(SystemExit):
-            nwc([verb, "--help"])
+            nwc([*verb.split(), "--help"])
         text = "\n".join(line.rstrip() for line in shown.getvalue().strip().splitlines())
         parts.append(f"## nwc {verb}\n\n```text\n{text}\n```\n")
     return "\n".join(parts)

@@ -26,7 +26,8 @@ class Bench(Command):
     rans times entropy coding alone against constriction, one core; decode and encode a whole
     matrix, bytes to BF16 weights and weights to bytes, default and light; load a model from its
     folder to memory against safetensors; tensor both ways of a matrix with one preset. Nothing is
-    timed before every kernel equals its oracle.
+    timed before every kernel equals its oracle. A suite of its own, nwc bench quality --help,
+    compares methods by what they do to a model.
 
     Example: nwc bench rans --json
     """

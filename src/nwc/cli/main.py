@@ -10,11 +10,12 @@ import tyro
 import nwc
 from nwc.cli.bench import Bench
 from nwc.cli.compress import Compress
-from nwc.cli.console import run
+from nwc.cli.console import Command, run
 from nwc.cli.decompress import Decompress
 from nwc.cli.evaluate import Eval
 from nwc.cli.generate import Run
 from nwc.cli.inspect import Inspect, Verify
+from nwc.cli.quality import Quality
 from nwc.cli.report import Report
 from nwc.cli.train import Train
 
@@ -45,13 +46,19 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.write(f"nwc {nwc.__version__}\n")
         return
     try:
-        verb = tyro.cli(
-            Verb,
-            prog="nwc",
-            description="Neural Weight Compression: small, verified, fast-loading model weights.",
-            args=given,
-            config=_STYLE,
-        )
+        if given[:2] == ["bench", "quality"]:  # takes a model, which the suites of speed do not
+            verb: Command = tyro.cli(
+                Quality, prog="nwc bench quality", args=given[2:], config=_STYLE
+            )
+        else:
+            verb = tyro.cli(
+                Verb,
+                prog="nwc",
+                description="Neural Weight Compression: small, verified, fast-loading model "
+                "weights.",
+                args=given,
+                config=_STYLE,
+            )
     except BrokenPipeError:  # of `nwc compress --help | head`
         sys.stderr.close()
         sys.exit(0)

@@ -1,0 +1,116 @@
+"""One look for all figures: plain matplotlib, readable in print and by the colour-blind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nwc.reporting.leaderboard import COLOURS, MARKERS
+
+STYLE: dict[str, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 5,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "svg.hashsalt": "nwc",
+    # Letters as letters, not as paths: a tenth of the size.
+    "svg.fonttype": "none",
+    "image.cmap": "cividis",
+}
+
+
+class Look(NamedTuple):
+    """How a series is drawn, the same in every figure."""
+
+    colour: str
+    marker: str
+    label: str
+
+
+BLACK, BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BROWN = COLOURS
+
+LOOKS = {
+    "nwc": Look(BLACK, "o", "nwc"),
+    "nwc tuned": Look(GREEN, "D", "nwc, fine-tuned (as it comes)"),
+    "nwc paper": Look(ORANGE, "s", "nwc, the paper's codec"),
+    "ecsq": Look(BLUE, "^", "ECSQ"),
+    "rtn": Look("0.55", "v", "RTN"),
+    "gptq": Look(VERMILION, "P", "GPTQ"),
+    "gptq_act_order": Look(PURPLE, "X", "GPTQ, by activation"),
+    "awq": Look(SKY, "<", "AWQ"),
+    "qtip": Look(BROWN, "*", "QTIP"),
+}
+
+
+def look(name: str) -> Look:
+    """That of a series; the same one for the same name, whoever else is drawn."""
+    if name in LOOKS:
+        return LOOKS[name]
+    number = sum(name.encode())
+    return Look(COLOURS[number % len(COLOURS)], MARKERS[number // 8 % len(MARKERS)], name)
+
+
+def panels(
+    count: int, *, width: float = 3.4, height: float = 2.9, columns: int = 3
+) -> tuple[Figure, list[Axes]]:
+    """A figure of panels side by side, at most so many to a row."""
+    mpl.rcParams.update(STYLE)
+    columns = min(count, columns)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).reshape(-1))
+    for axis in axes[count:]:
+        axis.axis("off")
+    return figure, axes[:count]
+
+
+def curve(axis: Axes, x: Sequence[float], y: Sequence[float], name: str, **changes: Any) -> None:  # noqa: ANN401
+    """A series of points joined by a line; of `hollow` only the outlines of markers."""
+    one = look(name)
+    hollow = changes.pop("hollow", False)
+    options: dict[str, Any] = {
+        "color": one.colour, "marker": one.marker, "label": one.label,
+        "markerfacecolor": "white" if hollow else one.colour,
+        "linestyle": ":" if hollow else "-",
+    }  # fmt: skip
+    axis.plot(x, y, **options | changes)
+
+
+def legend(figure: Figure, axes: Sequence[Axes], columns: int = 3) -> None:
+    """One legend below all panels."""
+    handles: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure; the same rows give the same bytes."""
+    metadata = {"Date": None} if path.suffix == ".svg" else None
+    figure.savefig(path, metadata=metadata, dpi=150)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table; numbers are given in four digits."""
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
+    return "\n".join([*lines, ""])
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
