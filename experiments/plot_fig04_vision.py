@@ -2,6 +2,8 @@ r"""Draws the rows of `fig04_vision.py`: accuracy and divergence against bits pe
 
     python experiments/plot_fig04_vision.py benchmarks/results/fig04_vision.jsonl \
       docs/figures/fig04_vision.svg
+
+The thin line is the original's accuracy.
 """
 
 from __future__ import annotations

@@ -88,7 +88,8 @@ def _spread(count: int, limit: int) -> list[int]:
 
 def _npz(path: Path, limit: int) -> ImageSet:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # numpy would leave a file open that turns out to be damaged.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             images = _first(arrays, _IMAGES)
             labels = _first(arrays, _LABELS)
             classes = _first(arrays, _CLASSES)

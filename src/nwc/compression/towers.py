@@ -46,11 +46,16 @@ def within(name: str, path: str) -> bool:
 
 
 def _block_lists(model: nn.Module) -> dict[str, int]:
-    """Path of every outermost list of blocks that are alike -> parameters in it."""
+    """Path of every outermost list, if its blocks are alike -> parameters in it.
+
+    Lists in lists are stages, between which the features change their shape.
+    """
     found: dict[str, int] = {}
+    outermost: list[str] = []
     for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or any(within(name, path) for path in found):
+        if not isinstance(module, nn.ModuleList) or any(within(name, p) for p in outermost):
             continue
+        outermost.append(name)
         shapes = [{n: p.shape for n, p in block.named_parameters()} for block in module]
         if shapes and shapes[0] and all(each == shapes[0] for each in shapes):
             found[name] = sum(p.numel() for p in module.parameters())
