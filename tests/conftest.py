@@ -209,11 +209,12 @@ def save_prompt_tokenizer(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def vit(tmp_path_factory) -> Path:
-    """A classifier of images into three colours, 2 blocks of width 32, BF16."""
+    """A classifier of images into three colours, 2 blocks of width 64, BF16."""
     torch.manual_seed(0)
     names = dict(enumerate(COLOURS))
     folder = tmp_path_factory.mktemp("models") / "vit"
-    model = ViTForImageClassification(ViTConfig(**_VISION, num_labels=3, id2label=names))
+    shape = _VISION | {"hidden_size": 64, "intermediate_size": 144}
+    model = ViTForImageClassification(ViTConfig(**shape, num_labels=3, id2label=names))
     heavy_tailed_(model).to(torch.bfloat16).save_pretrained(folder)
     save_image_processor(folder)
     return folder

@@ -76,6 +76,14 @@ def test_a_broken_image_is_named_when_it_is_read(tmp_path):
             {"images": np.zeros((2, 4, 4, 3), np.uint8), "labels": np.zeros(2)},
             "an integer for each of 2 images",
         ),
+        (
+            {
+                "images": np.zeros((2, 4, 4, 3), np.uint8),
+                "labels": np.array([0, -1]),
+                "classes": np.array(["a"]),
+            },
+            "labels from -1 to 0 and names of 1 classes",
+        ),
         ({"images": np.zeros((0, 4, 4, 3), np.uint8)}, "holds no images"),
         ({"images": np.array([None, {}], object)}, "is not a readable .npz"),
     ],

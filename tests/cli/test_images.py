@@ -119,11 +119,21 @@ def test_labels(nwc, vit, dinov2, images, halves, tmp_path):
     fails(nwc("eval", vit, "--images", tmp_path / "far.npz"), "the model has 3 classes")
     np.savez(tmp_path / "few.npz", images=pixels, labels=labels[:9])
     fails(nwc("eval", vit, "--images", tmp_path / "few.npz"), "an integer for each of 48")
-    np.savez(tmp_path / "named.npz", images=pixels, labels=labels, classes=["a", "b"])
-    fails(nwc("eval", vit, "--images", tmp_path / "named.npz"), "has 2 classes", "the same")
+    np.savez(tmp_path / "named.npz", images=pixels, labels=labels, classes=list("abcd"))
+    fails(nwc("eval", vit, "--images", tmp_path / "named.npz"), "has 4 classes", "the same")
     fails(nwc("eval", dinov2, "--images", images), "no classes of its own", "--probe-images")
     again = nwc("eval", dinov2, "--images", images, "--probe-images", images)
     fails(again, "judged on others")
+
+
+def test_classes_in_another_order(nwc, vit, images, tmp_path):
+    with np.load(images) as arrays:
+        pixels, labels = arrays["images"], arrays["labels"]
+    order = ["red", "blue", "green"]  # the model's: blue, green, red
+    other = np.array([1, 2, 0])[labels]
+    np.savez(tmp_path / "other.npz", images=pixels, labels=other, classes=order)
+    found = nwc("eval", vit, "--images", tmp_path / "other.npz", "--json").json
+    assert found["accuracy"] == nwc("eval", vit, "--images", images, "--json").json["accuracy"]
 
 
 def test_names_of_classes(nwc, clip, images, tmp_path):

@@ -29,11 +29,24 @@ class ImageSet:
         images: each uint8 [height, width, 3]; those of files are read when they are asked for.
         labels: class of each image, a number; None if it is not known.
         classes: name of each class; None if they have only numbers.
+
+    Raises:
+        CalibrationError: a label is not the number of a name.
     """
 
     images: Sequence[UInt8[np.ndarray, "height width 3"]]
     labels: list[int] | None = None
     classes: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.classes is None or not self.labels:
+            return
+        low, high = min(self.labels), max(self.labels)
+        if low < 0 or high >= len(self.classes):
+            raise CalibrationError(
+                f"there are labels from {low} to {high} and names of {len(self.classes)} classes; "
+                "wanted a name for each"
+            )
 
     def __len__(self) -> int:
         return len(self.images)

@@ -132,7 +132,7 @@ class Eval(Command):
 
     def _check(self) -> None:
         if self.text is None and self.tasks is None and self.images is None:
-            raise ConfigError("nothing to evaluate: give --text, --tasks or --images")
+            raise ConfigError("nothing to evaluate: give --text or --tasks, or --images")
         if self.images is not None and (self.text is not None or self.tasks is not None):
             raise ConfigError("--images is for models of images, which take no --text or --tasks")
         if self.images is None and (self.class_names or self.prompt or self.probe_images):
@@ -147,7 +147,7 @@ class Eval(Command):
         if self.tasks is None and (self.task_files or self.fewshot):
             raise ConfigError("--task-files and --fewshot want --tasks")
         if self.tasks is None and self.images is None and self.limit:
-            raise ConfigError("--limit wants --tasks or --images")
+            raise ConfigError("--limit wants --tasks, or --images")
         if self.limit < 0 or self.fewshot < 0:
             raise ConfigError(
                 f"--limit is {self.limit} and --fewshot {self.fewshot}, wanted at least 0"

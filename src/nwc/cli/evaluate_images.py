@@ -70,10 +70,11 @@ class ImageTask:
         Raises:
             NWCError: the images do not fit the model, or something is missing.
         """
+        numbers: list[int] | None = None
         if is_classifier(model):
             make: Callable[[Any], Classifier] = supervised
             how = "head"
-            self._require_own_classes(model)
+            numbers = self._own_classes(model)
         elif hasattr(model, "get_text_features"):
             make, how = self._zero_shot, "zero-shot"
         else:
@@ -82,7 +83,7 @@ class ImageTask:
         original = None if reference is None else make(reference)
         with progress("evaluating", len(self._images)) as advance:
             found = evaluate_images(
-                classifier, self._batches(model, self._images, self.source), original,
+                classifier, self._batches(model, self._images, self.source, numbers), original,
                 on_batch=advance,
             )  # fmt: skip
         return {k: v for k, v in dataclasses.asdict(found).items() if v is not None} | {
@@ -98,9 +99,20 @@ class ImageTask:
         return image_processor_of(self.folder)
 
     def _batches(
-        self, model: PreTrainedModel, images: ImageSet, source: str
+        self,
+        model: PreTrainedModel,
+        images: ImageSet,
+        source: str,
+        numbers: list[int] | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images as the model takes them, and their labels, some at a time."""
+        """Images as the model takes them, and their labels, some at a time.
+
+        Args:
+            model: that takes them.
+            images: all of them.
+            source: their name, for errors.
+            numbers: what the model calls each of their classes; None for the same numbers.
+        """
         if images.labels is None:
             raise ConfigError(
                 f"{source} has no labels; wanted an array labels in the .npz file, or one folder "
@@ -109,24 +121,26 @@ class ImageTask:
         for start in range(0, len(images), _BATCH):
             pixels = self._process(images.images[start : start + _BATCH])
             require_image_size(model, pixels)
-            yield pixels, torch.tensor(images.labels[start : start + _BATCH])
+            labels = torch.tensor(images.labels[start : start + _BATCH])
+            yield pixels, labels if numbers is None else torch.tensor(numbers)[labels]
 
-    def _require_own_classes(self, model: Any) -> None:  # noqa: ANN401
-        """Names that the images come with are in the model's order; numbers are taken as they are.
+    def _own_classes(self, model: Any) -> list[int] | None:  # noqa: ANN401
+        """The model's number of each class of the images; None if they are numbered alike.
 
         Raises:
-            ConfigError: both name classes, and not the same.
+            ConfigError: there are more or fewer classes than the model has.
         """
         names, own = self._images.classes, model.config.id2label
-        generic = all(str(name) == f"LABEL_{i}" for i, name in own.items())
-        if names is None or generic:
-            return
+        if names is None:
+            return None
         wanted = [str(own[i]) for i in sorted(own)]
         if len(names) != len(wanted):
             raise ConfigError(
                 f"{self.source} has {len(names)} classes ({names[0]}, ...), the model "
-                f"{len(wanted)} ({wanted[0]}, ...); they must be the same, in the same order"
+                f"{len(wanted)} ({wanted[0]}, ...); they must be the same"
             )
+        # Names of another kind (WordNet's numbers for ImageNet) are taken to be in its order.
+        return [wanted.index(name) for name in names] if set(names) == set(wanted) else None
 
     def _zero_shot(self, model: PreTrainedModel) -> Classifier:
         from transformers import AutoTokenizer
