@@ -32,7 +32,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -103,7 +103,7 @@ class Fig04Vision:
     """See above."""
     data: Path | None = None
     """Folder with cifar10-vit and cifar10_test_2000.npz, for scale small."""
-    bits: tuple[float, ...] = (3, 4, 5, 6)
+    bits: tuple[float, ...] = (3.0, 4.0, 5.0, 6.0)
     """Bits per weight over the compressed weights."""
     methods: tuple[str, ...] = tuple(METHODS)
     """Of `nwc compress --method`."""
@@ -181,7 +181,9 @@ def _measure(
         "file_bits": report["bits_per_parameter"]["file"],
         **found,
         "calibration_images": CALIBRATION_IMAGES if calibrated else 0,
-        **{k: v for k, v in asdict(config).items() if k in ("scale", "recovery_steps", "seed")},
+        "recovery_steps": config.recovery_steps if variant == "recovery" else None,
+        "scale": config.scale,
+        "seed": config.seed,
         "nwc": nwc.__version__,
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),

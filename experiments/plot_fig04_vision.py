@@ -28,7 +28,7 @@ def plot(rows: list[Row], path: Path) -> None:
     mpl.rcParams |= {"font.size": 9, "svg.hashsalt": "nwc", "axes.spines.top": False}
     mpl.rcParams |= {"axes.spines.right": False}
     models = list(dict.fromkeys(row["model"] for row in rows))
-    figure, axes = plt.subplots(len(models), 2, figsize=(8.2, 3.4 * len(models)), squeeze=False)
+    figure, axes = plt.subplots(len(models), 2, figsize=(9.6, 3.4 * len(models)), squeeze=False)
     for (left, right), model in zip(axes, models, strict=True):
         mine = [row for row in rows if row["model"] == model]
         for key in dict.fromkeys((row["method"], row["variant"]) for row in mine):
@@ -49,7 +49,7 @@ def plot(rows: list[Row], path: Path) -> None:
         left.set_ylabel("top-1 accuracy, %")
         right.set_ylabel("KL(original || compressed), nats")
         right.set_yscale("log")
-        right.legend(frameon=False, fontsize=8)
+        right.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         for axis in (left, right):
             axis.set_xlabel("bits per compressed weight")
             axis.grid(alpha=0.25)
