@@ -23,7 +23,7 @@ EARLIER = tuple(ROOT / "benchmarks" / "results" / f"{n}.jsonl" for n in ("beyond
 BITS = (3.0, 4.0, 5.0, 6.0)
 
 OURS = ("nwc", "nwc paper", "ecsq")
-SCALAR = ("rtn", "gptq", "gptq_act_order", "awq", "spinquant", "gguf")
+SCALAR = ("rtn", "gptq", "gptq_act_order", "awq", "spinquant", "gguf_k", "gguf_legacy")
 VECTOR = ("quip_sharp", "qtip", "seedlm", "reallm")
 LATER = ("watersic", "entquant")
 """Entropy-coded rivals that the paper does not have."""

@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,8 +14,12 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    Dinov2Config,
+    Dinov2Model,
     GPT2Config,
     GPT2LMHeadModel,
     GptOssConfig,
@@ -26,6 +31,10 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    SiglipConfig,
+    SiglipModel,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "and", "."]
@@ -162,6 +171,128 @@ def make_experts(tmp_path_factory):
 def experts(request, make_experts) -> Path:
     """Each family's mixture of experts."""
     return make_experts(request.param)
+
+
+IMAGE_SIZE, PATCH = 16, 4
+COLOURS = {"blue": (40, 60, 220), "green": (40, 200, 60), "red": (220, 40, 40)}
+_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": IMAGE_SIZE,
+    "patch_size": PATCH,
+}
+_PROMPTS = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "vocab_size": VOCABULARY + 2,
+    "max_position_embeddings": 32,
+    "pad_token_id": VOCABULARY,
+    "bos_token_id": VOCABULARY,
+    "eos_token_id": VOCABULARY + 1,
+}
+
+
+def save_image_processor(folder: Path, **changes) -> None:
+    """What resizes and normalises images."""
+    settings = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        "do_normalize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings | changes))
+
+
+def save_prompt_tokenizer(folder: Path) -> None:
+    """Bytes, an end token after them, and padding."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {c: i for i, c in enumerate(alphabet)} | {"<pad>": 256, "<end>": 257}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <end>", special_tokens=[("<end>", 257)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>"
+    )
+    fast.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def vit(tmp_path_factory) -> Path:
+    """A classifier of images into three colours, 2 blocks of width 64, BF16."""
+    torch.manual_seed(0)
+    names = dict(enumerate(COLOURS))
+    folder = tmp_path_factory.mktemp("models") / "vit"
+    shape = _VISION | {"hidden_size": 64, "intermediate_size": 144}
+    model = ViTForImageClassification(ViTConfig(**shape, num_labels=3, id2label=names))
+    heavy_tailed_(model).to(torch.bfloat16).save_pretrained(folder)
+    save_image_processor(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dinov2(tmp_path_factory) -> Path:
+    """An image encoder without a head."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "dinov2"
+    Dinov2Model(Dinov2Config(**_VISION)).save_pretrained(folder)
+    save_image_processor(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory) -> Path:
+    """An image and a text encoder trained to agree, or so their form says."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "clip"
+    config = CLIPConfig(text_config=_PROMPTS, vision_config=_VISION, projection_dim=24)
+    CLIPModel(config).save_pretrained(folder)
+    save_image_processor(folder)
+    save_prompt_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def siglip(tmp_path_factory) -> Path:
+    """The same with attention pooling and a bias."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "siglip"
+    SiglipModel(SiglipConfig(text_config=_PROMPTS, vision_config=_VISION)).save_pretrained(folder)
+    save_image_processor(folder)
+    save_prompt_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory) -> Path:
+    """48 noisy images of three colours in an .npz file, with labels and names."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(3, size=48)
+    colours = np.array(list(COLOURS.values()))[labels]
+    noise = generator.integers(-30, 31, size=(48, IMAGE_SIZE, IMAGE_SIZE, 3))
+    pixels = (colours[:, None, None] + noise).clip(0, 255).astype(np.uint8)
+    path = tmp_path_factory.mktemp("images") / "images.npz"
+    np.savez(path, images=pixels, labels=labels, classes=list(COLOURS))
+    return path
+
+
+@pytest.fixture(scope="session")
+def halves(images, tmp_path_factory) -> tuple[Path, Path]:
+    """The same images in two files: those in even and those in odd places."""
+    folder = tmp_path_factory.mktemp("halves")
+    with np.load(images) as arrays:
+        for start, name in enumerate(("even", "odd")):
+            part = {key: arrays[key][start::2] for key in ("images", "labels")}
+            np.savez(folder / f"{name}.npz", **part, classes=arrays["classes"])
+    return folder / "even.npz", folder / "odd.npz"
 
 
 @pytest.fixture(scope="session")

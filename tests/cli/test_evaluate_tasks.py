@@ -36,7 +36,8 @@ def test_strided_perplexity(nwc, compressed, text):
     [
         ([], "give --text or --tasks"),
         (["--text", "x", "--stride", "3000"], "--stride 3000"),
-        (["--text", "x", "--limit", "3"], "want --tasks"),
+        (["--text", "x", "--limit", "3"], "wants --tasks"),
+        (["--text", "x", "--fewshot", "3"], "want --tasks"),
         (["--tasks", "a", "--task-files", "nowhere"], "does not exist"),
         (["--tasks", "a", "--limit", "-1"], "wanted at least 0"),
     ],

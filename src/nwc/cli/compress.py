@@ -59,11 +59,12 @@ class Compress(Command):
     """Codec of method nwc: one small codec for every rate, one without any transform, or the
     paper's six networks."""
     calibration: Calibration = None
-    """Text file, .jsonl file with "text" fields, or data set NAME[:CONFIG[:SPLIT]]."""
+    """Text file, .jsonl file with "text" fields, or data set NAME[:CONFIG[:SPLIT]]. For models of
+    images: an .npz file with an array images, a folder of images, or a data set with images."""
     data_free: bool = False
-    """Compress without calibration text; so it is, too, if neither is given."""
+    """Compress without calibration; so it is, too, if neither is given."""
     calibration_tokens: int = 131_072
-    """Tokens to calibrate with, at most."""
+    """Tokens to calibrate with, at most; patches, for images."""
     context: Tokens = None
     """Tokens in a calibration window; default: the model's, at most 2048."""
     no_recovery: bool = False
@@ -79,7 +80,7 @@ class Compress(Command):
     """With calibration text, steps follow how much a weight matters: over the columns of a matrix,
     over layers as well, over rows as well. The last two look at gradients first."""
     survey_tokens: int = 32_768
-    """Tokens whose gradients are looked at."""
+    """Tokens, or patches, whose gradients are looked at."""
     trellis: Literal[0, 4, 8, 32] = 8
     """States of the trellis that quantises; 0 rounds every weight by itself."""
     rate_weight: float = 0.025

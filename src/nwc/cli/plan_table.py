@@ -77,5 +77,7 @@ def _group(tensor: PlannedTensor) -> str:
 def _calibration(preparation: Preparation) -> str:
     if preparation.windows is None:
         return "none (data-free)"
-    count, context = preparation.windows.shape
-    return f"{count * context:,} tokens in windows of {context}"
+    count, context = len(preparation.windows), preparation.window_tokens
+    if preparation.windows.dim() == 2:
+        return f"{count * context:,} tokens in windows of {context}"
+    return f"{count:,} images of {context} patches"

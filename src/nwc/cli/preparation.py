@@ -17,8 +17,8 @@ import xxhash
 from torch import Tensor
 
 import nwc
-from nwc.calibration.corpus import token_windows
 from nwc.cli.arguments import usable_device
+from nwc.cli.calibration_input import calibration_windows
 from nwc.cli.console import err, progress
 from nwc.cli.prepared_model import changed_model
 from nwc.codec.model import WeightCodec
@@ -33,7 +33,7 @@ from nwc.compression.source import SourceCheckpoint
 from nwc.compression.state import WorkFolder
 from nwc.compression.stream import BlockStream
 from nwc.compression.survey import Sensitivity, Survey, read_survey
-from nwc.errors import CalibrationError, ConfigError
+from nwc.errors import ConfigError
 from nwc.formats.codec_file import load_codec
 from nwc.formats.kept import KeptDigest
 from nwc.formats.shipped import shipped_codec
@@ -44,7 +44,6 @@ from nwc.formats.writer import (
     guard_bytes,
     small_files,
 )
-from nwc.integrations.tokenizer import tokenizer_of
 from nwc.methods.base import LayerMethod
 from nwc.methods.dense import DenseMethod
 from nwc.methods.neural import Neural
@@ -68,7 +67,7 @@ class Preparation:
         source: what is compressed.
         plan: what to compress.
         job: how.
-        windows: calibration tokens, if there are any.
+        windows: calibration tokens, or images as the model takes them; None without.
         reference: name of the codec, if the file shall only refer to it.
         work: where the run keeps its state.
     """
@@ -120,7 +119,7 @@ class Preparation:
             return
         survey: dict[str, Sensitivity] = {}
         if self.windows is not None and self.job.survey_tokens:
-            windows = self.windows[: max(1, self.job.survey_tokens // self.windows.shape[1])]
+            windows = self.windows[: max(1, self.job.survey_tokens // self.window_tokens)]
             stream = BlockStream(
                 self.source, require_skeleton(self.plan), windows, device=self.job.device
             )
@@ -138,7 +137,7 @@ class Preparation:
             return {}, None
         found = self.work.read_tensors(DISTILLED_FILE)
         if found is None:
-            count = max(2, self.options.distill_tokens // self.windows.shape[1])
+            count = max(2, self.options.distill_tokens // self.window_tokens)
             with self._shown("tuning norms and biases end to end") as show:
                 changed, facts = distil(
                     self.plan, self.source, self.job.method, units, self.windows[:count],
@@ -161,6 +160,12 @@ class Preparation:
                 seen = share
 
             yield show
+
+    @property
+    def window_tokens(self) -> int:
+        """Tokens, or patches of an image, in a calibration window."""
+        assert self.windows is not None
+        return require_skeleton(self.plan).window_tokens(self.windows)
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -300,10 +305,10 @@ def prepare(options: Compress, folder: Path) -> Preparation:
         err.print(f"note: {note}", markup=False)
     device = usable_device(options.device)
     method, reference = _method(options, device, _tensor_bits(options, source, plan))
-    windows = None if options.calibration is None else _windows(options, plan, folder)
+    windows = None if options.calibration is None else calibration_windows(options, plan, folder)
     work = WorkFolder(work_path(options.output))
     recovery = _recovery(options, plan, windows, device)
-    waterfill = options.waterfill if method.waterfills and windows is not None else "columns"
+    waterfill = _waterfill(options, plan, method) if windows is not None else "columns"
     job = Job(
         folder=folder,
         keep=options.keep,
@@ -323,6 +328,20 @@ def prepare(options: Compress, folder: Path) -> Preparation:
         options=options, folder=folder, source=source, plan=plan, job=job, windows=windows,
         reference=reference, work=work,
     )  # fmt: skip
+
+
+def _waterfill(options: Compress, plan: Plan, method: LayerMethod) -> str:
+    """What steps differ over in a calibrated run."""
+    if not method.waterfills:
+        return "columns"
+    skeleton = require_skeleton(plan)
+    if skeleton.takes_images and not skeleton.classifies and options.waterfill != "columns":
+        err.print(
+            "note: the model has no classes of its own, so no loss whose gradients could be "
+            "looked at: steps follow columns alone"
+        )
+        return "columns"
+    return options.waterfill
 
 
 def _drifted(options: Compress, *, fine_tuned: bool) -> bool:
@@ -359,29 +378,11 @@ def _recovery(
         err.print(
             f"note: without fine-tuning: {windows.numel()} tokens make one window, of which none "
             "can be held out; use longer text or a shorter --context"
+            if windows.dim() == 2
+            else "note: without fine-tuning: of one image none can be held out; use more"
         )
         return None
     return RecoveryConfig(steps=options.recovery_steps, bf16=fast_bf16(device))
-
-
-def _windows(options: Compress, plan: Plan, folder: Path) -> Tensor:
-    skeleton = require_skeleton(plan)
-    limit = getattr(skeleton.model.config, "max_position_embeddings", None) or 2048
-    context = options.context or min(2048, limit)
-    if context > limit:
-        raise ConfigError(f"--context is {context}, the model takes at most {limit} tokens")
-    assert options.calibration is not None
-    windows = token_windows(
-        options.calibration, tokenizer_of(folder),
-        tokens=options.calibration_tokens, context=context,
-    )  # fmt: skip
-    vocabulary = skeleton.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    if int(windows.max()) >= vocabulary:
-        raise CalibrationError(
-            f"the tokenizer gives token {int(windows.max())}, the model knows {vocabulary}: "
-            f"the tokenizer files in {folder} belong to another model"
-        )
-    return windows
 
 
 def _tensor_bits(options: Compress, source: SourceCheckpoint, plan: Plan) -> float:

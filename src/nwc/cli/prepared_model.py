@@ -11,6 +11,7 @@ from torch import Tensor
 from nwc.compression.plan import Plan, require_skeleton
 from nwc.compression.skeleton import Skeleton
 from nwc.compression.source import SourceCheckpoint
+from nwc.errors import ConfigError
 from nwc.formats.writer import FolderWriter
 from nwc.methods.dense import DenseMethod, Matrix
 
@@ -33,11 +34,19 @@ def changed_model(
         folder: where a changed checkpoint goes, on the disk of the output; used again if it is
             there.
         on_progress: told which share of the work is done, and what was seen.
+
+    Raises:
+        ConfigError: the method cannot prepare a model of this kind.
     """
     if type(method).prepare is DenseMethod.prepare:
         return source.folder
     if folder.exists():
         return folder
+    if require_skeleton(plan).takes_images:
+        raise ConfigError(
+            f"method {method.name} changes language models as a whole first, and knows no models "
+            "of images; use another"
+        )
     from transformers import AutoModelForCausalLM
 
     skeleton = require_skeleton(plan)

@@ -129,10 +129,12 @@ def make_report(
     config = source.config or {}
     calibration = None
     if preparation.windows is not None:
-        windows, context = preparation.windows.shape
+        context = preparation.window_tokens
         calibration = {
-            "source": str(options.calibration), "tokens": windows * context, "context": context,
-        }  # fmt: skip
+            "source": str(options.calibration),
+            "tokens": len(preparation.windows) * context,
+            "context": context,
+        }
     return {
         "version": f"{MAJOR}.{MINOR}",
         **preparation.facts,

@@ -3,6 +3,10 @@
 A decoder block is a child of the model's largest `ModuleList`. Every 2-D weight in a block is
 compressed, and every expert of a 3-D one; embeddings, the output head, vectors and biases are
 kept; anything else 2-D or 3-D would be skipped, which is an error unless `--keep` names it.
+
+Encoders of images have tokens, tables of positions, projections and pooling around their blocks,
+all of which is kept (App. A.4: compression is applied to the blocks). Blocks that calibration does
+not reach, as the text encoder's of CLIP, are compressed matrix by matrix, data-free.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from nwc.compression.experts import is_transposed, role
 from nwc.compression.skeleton import Skeleton, find_skeleton
 from nwc.compression.slots import Slot
 from nwc.compression.source import SourceCheckpoint
+from nwc.compression.towers import within
 from nwc.errors import ConfigError, FormatError
 
 
@@ -28,7 +33,8 @@ class PlannedTensor:
         n: inputs.
         part: index of the matrix in a tensor of three dimensions; None for a plain one.
         transposed: the checkpoint holds [n, m].
-        block: index of its decoder block; None in a folder of bare weights.
+        block: index of its block; None in a folder of bare weights, and in blocks that calibration
+            does not reach.
         module: path, inside its block, of the module whose first input is this matrix's, or of
             the experts that hold it; None if nothing is known to apply it, so that there are no
             inputs to calibrate with.
@@ -149,9 +155,7 @@ def _plan_bare(
         elif why := _unfit(source, key):
             skipped.append((key, why))
         else:
-            m, n = shape[-2:]
-            parts = [None] if len(shape) == 2 else range(shape[0])
-            tensors += [PlannedTensor(key=key, part=part, m=m, n=n) for part in parts]
+            tensors += _bare_matrices(key, shape)
     # The last one makes up for what is missing to the target, so it should be large.
     return sorted(tensors, key=lambda t: t.parameters), skipped
 
@@ -159,13 +163,14 @@ def _plan_bare(
 def _plan_model(
     source: SourceCheckpoint, skeleton: Skeleton, kept: dict[str, str]
 ) -> tuple[list[PlannedTensor], list[tuple[str, str]]]:
-    outside = _embeddings_and_head(skeleton.model)
+    outside = set() if skeleton.takes_images else _embeddings_and_head(skeleton.model)
     # Parameter and place of every tensor; a tied tensor belongs to its first parameter.
     places: dict[str, tuple[str, Slot | None]] = {}
     for name, parts in skeleton.fused.items():
         places |= {key: (name, slot) for key, slot in parts.items()}
     for name, key in reversed(skeleton.keys.items()):
         places[key] = (name, None)
+    buffers = {name for name, _ in skeleton.model.named_buffers()}
     found: list[PlannedTensor] = []
     skipped = []
     for key, shape in source.shapes.items():
@@ -179,18 +184,36 @@ def _plan_model(
             kept[key] = "embedding or head"
         elif name.endswith("bias"):
             kept[key] = "bias"
+        elif not name and key in buffers:
+            kept[key] = "no weight"
         elif not name:
             skipped.append((key, "the model has no such parameter"))
-        elif not name.startswith(skeleton.blocks_path + "."):
-            skipped.append((key, "outside the decoder blocks"))
-        elif why := _unfit(source, key):
-            skipped.append((key, why))
+        elif within(name, skeleton.blocks_path):
+            if why := _unfit(source, key):
+                skipped.append((key, why))
+            else:
+                found += _matrices(skeleton, key, shape, name, slot)
+        elif any(within(name, path) for path in skeleton.further_blocks):
+            if why := _unfit(source, key):
+                skipped.append((key, why))
+            else:
+                found += _bare_matrices(key, shape)
+        elif skeleton.takes_images:
+            kept[key] = "embedding or head"
         else:
-            found += _matrices(skeleton, key, shape, name, slot)
+            skipped.append((key, "outside the decoder blocks"))
     # In the order of the blocks; inside a block in the order that the model lists its parameters.
+    # What calibration does not reach comes first: the last block makes up for what is missing.
     order = {name: i for i, (name, _) in enumerate(skeleton.model.named_parameters())}
     at = {t.name: order[places[t.key][0]] for t in found}
-    return sorted(found, key=lambda t: (t.block, at[t.name])), skipped
+    return sorted(found, key=lambda t: (-1 if t.block is None else t.block, at[t.name])), skipped
+
+
+def _bare_matrices(key: str, shape: tuple[int, ...]) -> list[PlannedTensor]:
+    """The matrices of a tensor that is compressed without regard to what applies it."""
+    m, n = shape[-2:]
+    parts = [None] if len(shape) == 2 else range(shape[0])
+    return [PlannedTensor(key=key, part=part, m=m, n=n) for part in parts]
 
 
 def _matrices(

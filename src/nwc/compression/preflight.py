@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nwc.coding.tables import TableBank
 from nwc.compression.executor import Job
-from nwc.compression.plan import Plan, PlannedTensor
+from nwc.compression.plan import Plan, PlannedTensor, require_skeleton
 from nwc.compression.source import SourceCheckpoint
 from nwc.methods.base import LayerMethod, LayerWeight
 
@@ -76,7 +76,7 @@ def preflight(
         plan: what will be compressed.
         source: the checkpoint.
         job: how.
-        windows: calibration tokens, if there are any.
+        windows: calibration tokens or images, if there are any.
         workers: processes.
         speed: of the machine; measured if it is not given.
     """
@@ -141,10 +141,14 @@ def _disk(
     total = 2 * compressed + kept
     if windows is not None:
         width = min(t.n for t in unit)
-        total += 3 * windows.numel() * width * source.tensor_itemsize(unit[0].key)
+        total += 3 * _tokens(plan, windows) * width * source.tensor_itemsize(unit[0].key)
     if job.recovery is not None:
         total += 2 * 4 * sum(t.parameters for t in unit)
     return total
+
+
+def _tokens(plan: Plan, windows: Tensor) -> int:
+    return len(windows) * require_skeleton(plan).window_tokens(windows)
 
 
 def _seconds(plan: Plan, job: Job, windows: Tensor | None, speed: Speed) -> float:
@@ -158,7 +162,7 @@ def _seconds(plan: Plan, job: Job, windows: Tensor | None, speed: Speed) -> floa
                 seconds += stack[0].n ** 3 * speed.product[torch.float64]
     if windows is None:
         return seconds
-    tokens = windows.numel()
+    tokens = _tokens(plan, windows)
     product, exact = speed.product[torch.bfloat16], speed.product[torch.float32]
     for unit in plan.units:
         weights = sum(t.parameters for t in unit if not t.role) + sum(

@@ -324,7 +324,8 @@ def _samples(
             layer = LayerWeight(name=t.name, W=W, row_weights=g)
             samples[t.name] = layer, Importance(seen.d, seen.d, g)
         else:
-            importance = _unknown_importance(W) if calibrated else None
+            reached = calibrated and t.block is not None
+            importance = _unknown_importance(W) if reached else None
             samples[t.name] = LayerWeight(name=t.name, W=W), importance
     weights = {t.name: t.parameters for t in plan.tensors if t.name in natural}
     mean = sum(natural[name] * count for name, count in weights.items())

@@ -19,9 +19,10 @@ from torch.utils._pytree import tree_map
 from nwc.compression.features import FeatureFile
 from nwc.compression.skeleton import Skeleton
 from nwc.compression.source import SourceCheckpoint, require_finite
+from nwc.compression.towers import within
 
 if TYPE_CHECKING:
-    from jaxtyping import Int
+    from jaxtyping import Float, Int
 
 _BATCHES_AT_LEAST = 16
 """Some of the batches are held out by recovery fine-tuning; a few must be left to learn from."""
@@ -67,15 +68,19 @@ class Outside:
 
     Args:
         stream: of the model.
-        head: what gives logits.
+        head: what gives logits of the next token; None for a classifier of images, whose body
+            gives the logits of classes.
     """
 
-    def __init__(self, stream: BlockStream, head: nn.Module) -> None:
+    def __init__(self, stream: BlockStream, head: nn.Module | None) -> None:
         self._stream = stream
         self.head = head
 
     def finish(self, i: int, features: Tensor) -> Tensor:
-        """What enters the head when these features leave the last block, for batch i."""
+        """What enters the head when these features leave the last block, for batch i.
+
+        Without a head: the logits.
+        """
         return self._stream._finish(i, features)
 
 
@@ -85,7 +90,7 @@ class BlockStream:
     Args:
         source: the checkpoint.
         skeleton: its model without weights.
-        windows: calibration tokens.
+        windows: calibration tokens, or images as the model takes them.
         batch_tokens: how many tokens go through a block at once, at most.
         device: where blocks run.
     """
@@ -94,7 +99,7 @@ class BlockStream:
         self,
         source: SourceCheckpoint,
         skeleton: Skeleton,
-        windows: Int[Tensor, "windows context"],
+        windows: Int[Tensor, "windows context"] | Float[Tensor, "windows channels height width"],
         batch_tokens: int = 2048,
         device: str = "cpu",
     ) -> None:
@@ -102,7 +107,8 @@ class BlockStream:
         self.skeleton = skeleton
         self.device = device
         self._paths = {module: path for path, module in skeleton.model.named_modules()}
-        size = max(1, min(batch_tokens // windows.shape[1], len(windows) // _BATCHES_AT_LEAST))
+        length = skeleton.window_tokens(windows)
+        size = max(1, min(batch_tokens // length, len(windows) // _BATCHES_AT_LEAST))
         while len(windows) % size:  # equal batches: one set of block arguments serves them all
             size -= 1
         self._batches = list(windows.split(size))
@@ -129,14 +135,16 @@ class BlockStream:
     @contextmanager
     def outside(self) -> Iterator[Outside]:
         """What follows the blocks, with its weights; unloaded afterwards."""
-        head = self.skeleton.model.get_output_embeddings()  # type: ignore[operator]
+        head = self._head
         self._first_batch  # noqa: B018  (shows whether blocks return tuples)
         try:
             with self._outside_loaded():
-                self._load(head)
+                if head is not None:
+                    self._load(head)
                 yield Outside(self, head)
         finally:
-            _unload(head)
+            if head is not None:
+                _unload(head)
 
     def _finish(self, i: int, features: Tensor) -> Tensor:
         """What the model's body makes of features that leave the last block, for batch i."""
@@ -150,10 +158,11 @@ class BlockStream:
             block.forward = _passing(self._kind)
         blocks[0].forward = first
         try:
-            hidden: Tensor = self._body(self._batches[i])[0]
+            output = self.skeleton.run_body(self._batches[i])
         finally:
             for block in blocks:
                 del block.forward
+        hidden: Tensor = output.logits if self.skeleton.classifies else output[0]
         return hidden
 
     @contextmanager
@@ -225,24 +234,28 @@ class BlockStream:
 
             handles.append(block.register_forward_pre_hook(hook, with_kwargs=True))
         try:
-            self._body(batch)
+            self.skeleton.run_body(batch)
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _body(self, batch: Tensor) -> Any:  # noqa: ANN401  (of transformers)
-        model = self.skeleton.model
-        return getattr(model, "base_model", model)(input_ids=batch, use_cache=False)
+    @property
+    def _head(self) -> nn.Module | None:
+        """The output head of a language model, which the body is run without."""
+        if self.skeleton.takes_images:
+            return None
+        return getattr(self.skeleton.model, "get_output_embeddings", lambda: None)()
 
     @contextmanager
     def _outside_loaded(self) -> Iterator[None]:
-        """Everything but blocks and output head has its weights inside."""
-        model = self.skeleton.model
-        head = getattr(model, "get_output_embeddings", lambda: None)()
+        """Everything of the body but its blocks has its weights inside."""
+        skeleton, head = self.skeleton, self._head
         outside = [
             module
-            for name, module in model.named_modules()
-            if not self._in_blocks(name) and module is not head
+            for name, module in skeleton.model.named_modules()
+            if within(name, skeleton.body_path)
+            and not within(name, skeleton.blocks_path)
+            and module is not head
         ]
         try:
             for module in outside:
@@ -252,10 +265,6 @@ class BlockStream:
             for module in outside:
                 _unload(module, recurse=False)
 
-    def _in_blocks(self, name: str) -> bool:
-        path = self.skeleton.blocks_path
-        return name == path or name.startswith(path + ".")
-
     def _load(self, module: nn.Module, recurse: bool = True) -> None:
         """Give the module its weights."""
         skeleton = self.skeleton
@@ -263,7 +272,7 @@ class BlockStream:
             for leaf, parameter in list(owner.named_parameters(recurse=False)):
                 if not parameter.is_meta:
                     continue
-                name = f"{self._paths[owner]}.{leaf}"
+                name = f"{self._paths[owner]}.{leaf}".removeprefix(".")
                 if name in skeleton.keys:
                     value = self.source.tensor(skeleton.keys[name])
                 else:

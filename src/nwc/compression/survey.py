@@ -5,6 +5,9 @@ layer, g_i being the second moment of the loss's gradient at output i and H = E[
 information, output by output; labels are sampled from the model itself). A forward pass gives H
 and with it D of H = L^T D L, a backward pass gives g. Both go block by block, features and
 gradients waiting on disk, so that no more than a block is in memory.
+
+The labels of a language model are the next tokens, those of a classifier of images its classes.
+Other encoders of images have no loss of their own: nothing is known of g.
 """
 
 from __future__ import annotations
@@ -214,26 +217,36 @@ def row_weights(work: WorkFolder) -> dict[str, Tensor]:
     return {name: seen.row_weights for name, seen in read_survey(work, by_row=True).items()}
 
 
-def _sampled_gradient(hidden: Tensor, head: nn.Module, generator: torch.Generator) -> Tensor:
+def _sampled_gradient(
+    hidden: Tensor, head: nn.Module | None, generator: torch.Generator
+) -> Tensor:
     """Gradient of -log p(y) at what enters the head, y drawn from p itself, for every token.
+
+    Without a head the logits are what is there, one row of them for each image.
 
     Softmax and cross-entropy together have the gradient p - onehot(y), so the logits of a few
     tokens at a time are enough. What some models do to their logits (scaling, soft caps) is left
     out: it moves all gradients alike, or nearly.
     """
+    flat = hidden.flatten(0, -2).float()
+    if head is None:
+        return _sampled_difference(flat, generator).view(hidden.shape)
     weight = head.get_parameter("weight").float()
     bias = getattr(head, "bias", None)
-    flat = hidden.flatten(0, -2).float()
     out = torch.empty_like(flat)
     step = max(1, _HEAD_ENTRIES // len(weight))
     for start in range(0, len(flat), step):
         x = flat[start : start + step]
         logits = nn.functional.linear(x, weight, None if bias is None else bias.float())
-        p = logits.softmax(-1)
-        y = torch.multinomial(p.cpu(), 1, generator=generator).to(p.device)
-        p.scatter_add_(1, y, torch.full_like(y, -1, dtype=p.dtype))
-        out[start : start + step] = p @ weight
+        out[start : start + step] = _sampled_difference(logits, generator) @ weight
     return out.view(hidden.shape)
+
+
+def _sampled_difference(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Gradient of -log p(y) at the logits, y drawn from p: p - onehot(y)."""
+    p = logits.softmax(-1)
+    y = torch.multinomial(p.cpu(), 1, generator=generator).to(p.device)
+    return p.scatter_add_(1, y, torch.full_like(y, -1, dtype=p.dtype))
 
 
 @contextmanager

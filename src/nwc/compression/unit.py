@@ -1,4 +1,4 @@
-"""Compresses one unit: a decoder block, or a matrix of a folder of bare weights.
+"""Compresses one unit: a block, or a matrix that calibration does not reach.
 
 Everything a unit needs it reads from the checkpoint and the work folder, and everything it makes
 it writes there group by group, so that any process can do it, or go on with it.
@@ -89,7 +89,8 @@ class UnitCompressor:
             return
         tensors = self.plan.units[unit]
         done = self._done(visible(unit, len(self.plan.units)))
-        if self.stream is None:
+        number = tensors[0].block
+        if self.stream is None or number is None:
             # The last one makes up for what is missing to the target, so it should be large.
             for i, tensor in enumerate(sorted(tensors, key=lambda t: t.parameters)):
                 group = Group(tensors=[tensor], hessian=None)
@@ -97,8 +98,6 @@ class UnitCompressor:
                 on_progress(tensor.name)
             self.work.write_tensors(self.work.unit_file(unit, "finished"), {}, [])
             return
-        number = tensors[0].block
-        assert number is not None
         with self.stream.block(number) as block:
             self._block(unit, number, block, done, on_progress)
 
@@ -222,7 +221,7 @@ class UnitCompressor:
     ) -> FinishedGroup:
         warnings: list[str] = []
         controller = self.controller
-        H = None if self.stream is None else _hessian(group, warnings)
+        H = None if block is None else _hessian(group, warnings)
         layers = [
             LayerWeight(
                 name=t.name,

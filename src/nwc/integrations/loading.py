@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from nwc.architectures import model_classes, settings_of
 from nwc.errors import ConfigError, FormatError
 from nwc.formats.checkpoint import Checkpoint, is_compressed
 from nwc.integrations.packed import packed_matrices
@@ -80,29 +81,31 @@ def load_model(
 def model_from_weights(
     config: dict[str, Any], weights: dict[str, Tensor], dtype: torch.dtype
 ) -> PreTrainedModel:
-    """A causal language model from its config.json and weights.
+    """A causal language model, or a model of images, from its config.json and weights.
 
     Raises:
         FormatError: the weights do not fill the model.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    kind = config.get("model_type")
-    if kind is None:
+    if config.get("model_type") is None:
         raise FormatError("config.json names no model_type, so no model; use load_state_dict")
-    settings = AutoConfig.for_model(kind, **{k: v for k, v in config.items() if k != "model_type"})
-    kinds = AutoModelForCausalLM._model_mapping
-    if type(settings) not in kinds:
-        raise FormatError(f"{kind} is not a causal language model; use load_state_dict")
-    model, info = kinds[type(settings)].from_pretrained(
-        None, config=settings, state_dict=weights, dtype=dtype, output_loading_info=True
-    )
-    missing = sorted(info["missing_keys"])
-    if missing:
+    settings = settings_of(config)
+    kinds = model_classes(settings)
+    if not kinds:
         raise FormatError(
-            f"the checkpoint lacks {len(missing)} tensors of the model, {missing[0]} first"
+            f"{config['model_type']} is not a causal language model and none of images; use "
+            "load_state_dict"
         )
-    return model.eval()
+    missing: list[str] = []
+    for kind in kinds:
+        model, info = kind.from_pretrained(
+            None, config=settings, state_dict=dict(weights), dtype=dtype, output_loading_info=True
+        )
+        missing = sorted(info["missing_keys"])
+        if not missing:
+            return model.eval()
+    raise FormatError(
+        f"the checkpoint lacks {len(missing)} tensors of the model, {missing[0]} first"
+    )
 
 
 def load_any(
