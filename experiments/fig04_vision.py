@@ -1,58 +1,36 @@
-r"""Models of images at several rates (paper Fig. 4, bottom): accuracy against bits per weight.
+r"""Figure 4, bottom: models of images, accuracy and divergence against bits.
 
-    python experiments/fig04_vision.py --scale small --data DATA/vision \
-      --output benchmarks/results/fig04_vision.jsonl
-    python experiments/plot_fig04_vision.py benchmarks/results/fig04_vision.jsonl \
-      docs/figures/fig04_vision.svg
+    python experiments/fig04_vision.py --scale small --data FOLDER
 
-Every row is one model, method, variant and rate: its accuracy, the original's, and how far the
-distribution over classes is from the original's. Images that calibrate, images that a head is
-fitted to and images that judge are never the same. Variants:
-
-- `data-free`: no images at all;
-- `calibrated`: Hessians and feedback, no fine-tuning, as in the paper's figure (512 images);
-- `recovery`: fine-tuning of blocks on top of that, which the paper leaves out here.
-
-Scales:
-
-- `tiny`: a random model and random images, in seconds; its numbers mean nothing.
-- `small`: a ViT of 0.8 M weights on CIFAR-10. Of 2,000 test images those in odd places judge, 512
-  of the others calibrate. About 15 minutes of one core.
-- `full`: CLIP, SigLIP and DINOv2 on ImageNet-1k, whose licence must be accepted on the hub. It
-  needs a GPU with 16 GB, 32 GB of memory, since streamed images wait there, and 4 GB of disk for
-  the models; by counting operations (96 runs, each 50,000 images through two models of 0.04 to
-  0.16 TFLOP an image), about a day of an A100, half of it reading images. It has not been run.
+Images that calibrate, images that a head is fitted to and images that judge are never the same.
+Calibrated trials are without fine-tuning, as in the paper's figure; `nwc` is shown fine-tuned and
+data-free as well. `small` is a ViT of 0.8 M weights on CIFAR-10: of 2,000 test images those in odd
+places judge, 512 of the others calibrate. Scale full is CLIP, SigLIP and DINOv2 on ImageNet-1k,
+whose licence must be accepted on the hub: a GPU with 16 GB, 32 GB of memory, since streamed images
+wait there, and about a day of an A100, half of it reading images. It has not been run.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import rate_accuracy as ra
+import style
 import torch
-import tyro
+from runner import Experiment, Point, Row, main
+from small_vit import SmallViT, SmallViTConfig, convert, save_image_processor
+from world import World
 
-import nwc
 from nwc.cli.compress import Compress
 from nwc.cli.evaluate_images import ImageTask
+from nwc.cli.inspect import inspect_folder
+from nwc.cli.trials import AS_IT_COMES, WAYS, options_of, rates
 from nwc.compression.source import find_model
-from nwc.evaluation.benchmark import machine
+from nwc.errors import ConfigError
 from nwc.integrations.images import load_image_model
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from small_vit import SmallViT, SmallViTConfig, convert, save_image_processor
-
-Row = dict[str, Any]
 
 CALIBRATION_IMAGES = 512
 """As in App. A.2."""
@@ -60,18 +38,18 @@ CALIBRATION_IMAGES = 512
 PROBE_IMAGES = 20_000
 """That a linear head is fitted to, of ImageNet's training set."""
 
-VARIANTS = ("data-free", "calibrated", "recovery")
-
-METHODS: dict[str, tuple[str, ...]] = {
-    "nwc": ("data-free", "calibrated", "recovery"),
-    "ecsq": ("data-free", "calibrated"),
-    "gptq": ("calibrated",),
-    "rtn": ("data-free",),
+SHOWN = {
+    "data-free": ("nwc", "ecsq", "rtn"),
+    "feedback": ("nwc", "ecsq", "gptq", "qtip"),
+    AS_IT_COMES: ("nwc",),
 }
-"""Rounding to nearest sees no inputs, and without inputs GPTQ is the same."""
 
 IMAGENET = "ILSVRC/imagenet-1k:default"
-HUB = ("openai/clip-vit-large-patch14", "google/siglip-base-patch16-224", "facebook/dinov2-large")
+HUB = {
+    "clip-vit-large-patch14": "openai/clip-vit-large-patch14",
+    "siglip-base-patch16-224": "google/siglip-base-patch16-224",
+    "dinov2-large": "facebook/dinov2-large",
+}
 """The paper names CLIP-ViT-L/16, which its authors did not publish; L/14 is the nearest."""
 
 
@@ -93,175 +71,143 @@ class Study(NamedTuple):
     patches: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fig04Vision:
-    """What to measure."""
-
-    output: Path = Path(__file__).parent.parent / "benchmarks/results/fig04_vision.jsonl"
-    """JSONL file to write; what is there is not measured again."""
-    scale: Literal["tiny", "small", "full"] = "small"
-    """See above."""
-    data: Path | None = None
-    """Folder with cifar10-vit and cifar10_test_2000.npz, for scale small."""
-    bits: tuple[float, ...] = (3.0, 4.0, 5.0, 6.0)
-    """Bits per weight over the compressed weights."""
-    methods: tuple[str, ...] = tuple(METHODS)
-    """Of `nwc compress --method`."""
-    recovery_steps: int = 64
-    """Fine-tuning steps after every group of layers."""
-    device: str = "auto"
-    """Where to compute."""
-    seed: int = 0
-    """Of everything random."""
+def points(world: World) -> list[Point]:
+    """Models, variants, methods, rates."""
+    names = {"tiny": ["vit"], "small": ["cifar10-vit"], "full": list(HUB)}[world.scale]
+    bits = (6.0,) if world.scale == "tiny" else ra.BITS
+    return [
+        {"model": name, "method": method, "variant": variant, "asked": asked, "seed": 0}
+        for name in names
+        for variant, methods in SHOWN.items()
+        for method in methods
+        if method in WAYS and (world.scale != "tiny" or method != "qtip")
+        for asked in rates(WAYS[method], bits)
+    ]
 
 
-def run(config: Fig04Vision) -> None:
-    """Compress and evaluate whatever has no row yet."""
-    config.output.parent.mkdir(parents=True, exist_ok=True)
-    rows = read_rows(config.output) if config.output.exists() else []
-    done = {(row["model"], row["method"], row["variant"], row["asked"]) for row in rows}
-    with tempfile.TemporaryDirectory() as scratch:
-        for study in _studies(config, Path(scratch)):
-            name = Path(study.model).name
-            wanted = [
-                (method, variant, bits)
-                for variant in VARIANTS  # the costly last
-                for bits in config.bits
-                for method in config.methods
-                if variant in METHODS[method] and (name, method, variant, bits) not in done
-            ]
-            for each in wanted:
-                row = _measure(config, study, *each, Path(scratch) / "out")
-                with config.output.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+def measure(world: World, point: Point) -> list[Row]:
+    """Compress, look at the bits, judge."""
+    study = study_of(world, point["model"])
+    variant = point["variant"]
+    options = options_of(
+        WAYS[point["method"]], variant, bits=point["asked"], calibration=study.calibration,
+        seed=point["seed"],
+    )  # fmt: skip
+    tokens = CALIBRATION_IMAGES * study.patches
+    options |= {"calibration_tokens": tokens, "survey_tokens": tokens, "threads": 1}
+    if world.scale == "tiny":
+        options["recovery_steps"] = 2
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "compressed"
+        Compress(model=study.model, output=out, device=device, **options).make()
+        task = ImageTask(
+            source=study.images, folder=out, probe_images=study.probe, probe_limit=PROBE_IMAGES
+        )
+        original = load_image_model(find_model(study.model), device=device)
+        found = task.run(load_image_model(out, device=device), original)
+        bits = inspect_folder(out)["bits_per_parameter"]
+    images = 0 if variant == "data-free" else CALIBRATION_IMAGES
+    return [{"bits": bits["tensors"], "file_bits": bits["file"], **found,
+             "calibration_images": images}]  # fmt: skip
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Rows of a JSONL file."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def study_of(world: World, name: str) -> Study:
+    """A model and its images; those of the smaller scales are made on the spot.
+
+    Raises:
+        ConfigError: scale small without its data.
+    """
+    if world.scale == "full":
+        probe = f"{IMAGENET}:train" if "dino" in name else None
+        patches = 196 if "patch16" in name else 256
+        return Study(HUB[name], f"{IMAGENET}:train", f"{IMAGENET}:validation", probe, patches)
+    folder = world.scratch / "vision" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    if world.scale == "tiny":
+        return _tiny(folder)
+    if world.data is None:
+        raise ConfigError("scale small wants --data: a folder with models, text and images")
+    vision = world.data / "vision"
+    model = folder / "model"
+    if not model.exists():
+        convert(vision / "cifar10-vit", model)
+    with np.load(vision / "cifar10_test_2000.npz") as arrays:
+        return _split(folder, str(model), arrays["x"], arrays["y"], patches=64)
 
 
-def _measure(
-    config: Fig04Vision, study: Study, method: str, variant: str, bits: float, out: Path
-) -> Row:
-    calibrated = variant != "data-free"
-    compress = Compress(
-        model=study.model,
-        output=out,
-        bits=bits,
-        method=method,  # type: ignore[arg-type]
-        calibration=study.calibration if calibrated else None,
-        data_free=not calibrated,
-        calibration_tokens=CALIBRATION_IMAGES * study.patches,
-        survey_tokens=CALIBRATION_IMAGES * study.patches,
-        no_recovery=variant == "calibrated",
-        recovery=variant == "recovery",
-        recovery_steps=config.recovery_steps,
-        seed=config.seed,
-        device=config.device,
-        threads=1,
-        overwrite=True,
-        json=True,
-    )
-    with contextlib.redirect_stdout(io.StringIO()):
-        compress.run()
-    report = json.loads((out / "report.json").read_text())
-    task = ImageTask(
-        source=study.images, folder=out, probe_images=study.probe, probe_limit=PROBE_IMAGES
-    )
-    device = "cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu"
-    original = load_image_model(find_model(study.model), device=device)
-    found = task.run(load_image_model(out, device=device), original)
-    return {
-        "model": Path(study.model).name,
-        "method": method,
-        "variant": variant,
-        "asked": bits,
-        "bits": report["bits_per_parameter"]["tensors"],
-        "file_bits": report["bits_per_parameter"]["file"],
-        **found,
-        "calibration_images": CALIBRATION_IMAGES if calibrated else 0,
-        "recovery_steps": config.recovery_steps if variant == "recovery" else None,
-        "scale": config.scale,
-        "seed": config.seed,
-        "nwc": nwc.__version__,
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine(),
-    }
-
-
-def _studies(config: Fig04Vision, scratch: Path) -> Iterator[Study]:
-    if config.scale == "tiny":
-        yield _tiny(scratch, config.seed)
-    elif config.scale == "small":
-        if config.data is None:
-            raise SystemExit("--scale small wants --data with cifar10-vit and its test images")
-        model = convert(config.data / "cifar10-vit", scratch / "cifar10-vit")
-        with np.load(config.data / "cifar10_test_2000.npz") as arrays:
-            images, labels = arrays["x"], arrays["y"]
-        yield _split(scratch, str(model), images, labels, patches=64)
-    else:
-        for name in HUB:
-            probe = f"{IMAGENET}:train" if "dino" in name else None
-            patches = 256 if "14" in name or "dino" in name else 196
-            yield Study(name, f"{IMAGENET}:train", f"{IMAGENET}:validation", probe, patches)
-
-
-def _tiny(scratch: Path, seed: int) -> Study:
-    torch.manual_seed(seed)
+def _tiny(folder: Path) -> Study:
     config = SmallViTConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=16,
-        num_labels=4,
-        architectures=["SmallViT"],
-    )
-    folder = scratch / "tiny-vit"
-    SmallViT(config).save_pretrained(folder)
-    save_image_processor(folder, 16)
-    generator = np.random.default_rng(seed)
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        image_size=16, num_labels=4, architectures=["SmallViT"],
+    )  # fmt: skip
+    model = folder / "model"
+    if not model.exists():
+        torch.manual_seed(0)
+        SmallViT(config).save_pretrained(model)
+        save_image_processor(model, 16)
+    generator = np.random.default_rng(0)
     images = generator.integers(256, size=(64, 16, 16, 3), dtype=np.uint8)
-    return _split(scratch, str(folder), images, generator.integers(4, size=64), patches=16)
+    return _split(folder, str(model), images, generator.integers(4, size=64), patches=16)
 
 
 def _split(
-    scratch: Path, model: str, images: np.ndarray, labels: np.ndarray, *, patches: int
+    folder: Path, model: str, images: np.ndarray, labels: np.ndarray, *, patches: int
 ) -> Study:
     """Even images may calibrate, odd ones judge."""
     parts = {"calibration": slice(0, None, 2), "images": slice(1, None, 2)}
+    paths = {name: folder / f"{name}.npz" for name in parts}
     for name, part in parts.items():
-        np.savez(scratch / f"{name}.npz", images=images[part], labels=labels[part])
-    paths = {name: str(scratch / f"{name}.npz") for name in parts}
-    return Study(model, paths["calibration"], paths["images"], None, patches)
+        if not paths[name].exists():
+            np.savez(paths[name], images=images[part], labels=labels[part])
+    return Study(model, str(paths["calibration"]), str(paths["images"]), None, patches)
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Accuracy and divergence, a pair of panels for each model."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    figure, axes = style.panels(2 * len(models), width=3.9, columns=2)
+    for i, model in enumerate(models):
+        mine = [row for row in rows if row["model"] == model]
+        for axis, quantity in zip(
+            axes[2 * i : 2 * i + 2], ("accuracy", "kl_divergence"), strict=True
+        ):
+            _panel(axis, mine, quantity)
+    style.legend(figure, axes)
+    style.save(figure, path)
+
+
+def _panel(axis: style.Axes, rows: list[Row], quantity: str) -> None:
+    for (method, variant), group in ra.grouped(rows).items():
+        name = f"{method} tuned" if variant == AS_IT_COMES else method
+        free = variant == "data-free"
+        style.curve(
+            axis, [row["bits"] for row in group], [row[quantity] for row in group], name,
+            hollow=free, label=style.look(name).label + (", data-free" if free else ""),
+        )  # fmt: skip
+    if quantity == "accuracy":
+        axis.axhline(rows[0]["reference_accuracy"], color="0.3", linewidth=0.8, linestyle="--")
+        axis.set_ylabel(f"top-1 accuracy on {rows[0]['images']:,} images")
+    else:
+        axis.set_yscale("log")
+        axis.set_ylabel("KL divergence (nats per image)")
+    axis.set_title(rows[0]["model"])
+    axis.set_xlabel("bits per parameter, overheads counted")
 
 
 def table(rows: list[Row]) -> str:
-    """KL divergence, agreement and accuracy by method and rate, as Markdown."""
-    rates = sorted({row["asked"] for row in rows})
-    lines = ["| Method | " + " | ".join(f"{rate:g} bits" for rate in rates) + " |"]
-    lines.append("|---|" + "---|" * len(rates))
-    groups: dict[tuple[str, str, str], dict[float, Row]] = {}
-    for row in rows:
-        groups.setdefault((row["model"], row["method"], row["variant"]), {})[row["asked"]] = row
-    for (_, method, variant), mine in groups.items():
-        cells = [
-            f"{mine[r]['kl_divergence']:.2g}, {100 * mine[r]['top1_agreement']:.1f} %, "
-            f"{100 * mine[r]['accuracy']:.1f} % ({mine[r]['bits']:.2f})"
-            if r in mine
-            else ""
-            for r in rates
-        ]
-        lines.append(f"| {method}, {variant} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    """All rows."""
+    head = ("Model", "Method", "Variant", "Bits", "KL", "Top-1 agreement", "Accuracy",
+            "(original)")  # fmt: skip
+    names = ("model", "method", "variant", "bits", "kl_divergence", "top1_agreement", "accuracy",
+             "reference_accuracy")  # fmt: skip
+    order = sorted(rows, key=lambda r: (r["model"], r["variant"], r["method"], r["bits"]))
+    return style.markdown(head, [[row[name] for name in names] for row in order])
 
 
-def main(config: Fig04Vision) -> None:
-    """Measure, and print what was measured."""
-    run(config)
-    print(table(read_rows(config.output)))
-
+EXPERIMENT = Experiment(
+    name="fig04_vision", points=points, measure=measure, plot=plot, table=table
+)
 
 if __name__ == "__main__":
-    main(tyro.cli(Fig04Vision))
+    main("fig04_vision")

@@ -35,8 +35,9 @@ Row = dict[str, Any]
 Point = dict[str, Any]
 
 ALL = (
-    "fig03", "fig04", "fig05", "fig06", "fig07", "fig08", "fig09", "fig10", "fig11", "fig12",
-    "fig13", "fig14", "tab01", "tab02", "tab03", "tab04", "tab05", "tab06", "tab07", "protocol",
+    "fig03", "fig04", "fig04_vision", "fig05", "fig06", "fig07", "fig08", "fig09", "fig10",
+    "fig11", "fig12", "fig13", "fig14", "tab01", "tab02", "tab03", "tab04", "tab05", "tab06",
+    "tab07", "ranking", "protocol",
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib")
 
 import fig13
 import published
-import rate_accuracy
+import ranking
 import runner
 import tab01
 import torch
@@ -59,13 +59,31 @@ def test_experiment(name, options, world):
 
 
 def test_trials_cover_what_the_registry_has(world):
-    named = {*rate_accuracy.OURS, *rate_accuracy.SCALAR, *rate_accuracy.VECTOR}
-    named |= {*rate_accuracy.LATER, *rate_accuracy.TRAINED, "svd_llm", "svd_llm_v2", "pocketllm"}
-    assert set(WAYS) - {"nwc light"} <= named, "a method of the registry is in no figure"
+    named = {point["method"] for point in ranking.points(World("full", None, Path()))}
+    assert set(WAYS) <= named, "a method of the registry is not in the ranking"
     full = World("full", None, Path())
     for point in runner.experiment_of("fig03").points(full):
         assert point["model"] == "Llama 3-8B"
         assert point["method"] in WAYS
+
+
+def test_ranking_sets_rivals_beside_ours_at_their_own_bits():
+    def row(method, asked, bits, kl, variant="feedback"):
+        return {
+            "model": "a", "text": "t", "seed": 0, "method": method, "variant": variant,
+            "asked": asked, "bits": bits, "kl_divergence": kl,
+        }  # fmt: skip
+
+    ours = [row("nwc default", bits, bits, 4.0**-bits) for bits in (3.0, 4.0, 5.0, 6.0)]
+    near = [row("near", 4.0, 4.5, 3 * 4.0**-4.5)]
+    far = [row("far", 3.1, 3.1, 5 * 4.0**-3.1), row("far", 6.17, 6.17, 5 * 4.0**-6.17)]
+    lines = ranking.table([*far, *near, *ours]).splitlines()
+    names = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
+    assert names == ["Method", "nwc", "near", "far"]
+    [of_near] = [line for line in lines if line.startswith("| near")]
+    assert of_near == "| near |  | 0.00586 at 4.50, 3.00 x |  |  |"
+    assert lines[-3].startswith("| far")
+    assert lines[-3].count("5.00 x") == 2
 
 
 def test_a_judge_puts_tasks(world, tmp_path):

@@ -1,36 +1,21 @@
-import importlib.util
-import json
-import sys
-from pathlib import Path
+"""Models of images as an experiment; that it runs is `test_experiments`' subject."""
 
+import numpy as np
 import pytest
+
+pytest.importorskip("matplotlib")
+
+import fig04_vision
+import small_vit
 import torch
 from safetensors.torch import save_file
+from world import World
 
+from nwc.errors import ConfigError
 from nwc.integrations.images import load_image_model
 
-FOLDER = Path(__file__).parents[2] / "experiments"
 
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def small_vit():
-    return load("small_vit")
-
-
-@pytest.fixture(scope="module")
-def study(small_vit):
-    return load("fig04_vision")
-
-
-def test_a_checkpoint_of_torch_gives_the_same_logits(small_vit, tmp_path):
+def test_a_checkpoint_of_torch_gives_the_same_logits(tmp_path):
     # The oracle: torch's own encoder, from the state dict as it was published.
     torch.manual_seed(0)
     d, heads, patch, side = 16, 4, 4, 3
@@ -73,49 +58,18 @@ def test_a_checkpoint_of_torch_gives_the_same_logits(small_vit, tmp_path):
         small_vit.convert(tmp_path / "there", tmp_path / "again", heads=heads)
 
 
-@pytest.fixture(scope="module")
-def rows(study, tmp_path_factory):
-    output = tmp_path_factory.mktemp("study") / "rows.jsonl"
-    config = study.Fig04Vision(
-        output=output, scale="tiny", bits=(6,), recovery_steps=2, device="cpu"
-    )
-    study.run(config)
-    first = output.read_text()
-    study.run(config)  # everything has its row
-    assert output.read_text() == first
-    return [json.loads(line) for line in first.splitlines()]
-
-
-def test_every_method_and_variant_has_its_row(study, rows):
-    found = {(row["method"], row["variant"]) for row in rows}
-    assert found == {(m, v) for m, variants in study.METHODS.items() for v in variants}
-    for row in rows:
-        assert row["images"] == 32
-        assert row["classifier"] == "head"
-        assert 0 < row["kl_divergence"] < 0.1
-        assert (row["calibration_images"] == 0) == (row["variant"] == "data-free")
-        if row["method"] in ("nwc", "ecsq"):
-            assert row["bits"] == pytest.approx(6, abs=0.15)
-
-
-def test_what_calibrates_does_not_judge(study, tmp_path):
-    found = study._tiny(tmp_path, seed=0)
+def test_what_calibrates_does_not_judge(tmp_path):
+    found = fig04_vision.study_of(World("tiny", None, tmp_path), "vit")
     assert found.calibration != found.images
-    calibration, images = (
-        study.np.load(path)["images"] for path in (found.calibration, found.images)
-    )
+    calibration, images = (np.load(path)["images"] for path in (found.calibration, found.images))
     assert not {x.tobytes() for x in calibration} & {x.tobytes() for x in images}
 
 
-def test_table_and_picture(study, rows, tmp_path):
-    lines = study.table(rows).splitlines()
-    assert len(lines) == 2 + len(rows)
-    assert "| 6 bits |" in lines[0]
-    pytest.importorskip("matplotlib")
-    load("plot_fig04_vision").plot(rows, tmp_path / "figures" / "a.svg")
-    assert (tmp_path / "figures" / "a.svg").stat().st_size < 100_000
+def test_small_wants_its_data(tmp_path):
+    with pytest.raises(ConfigError, match="wants --data"):
+        fig04_vision.study_of(World("small", None, tmp_path), "cifar10-vit")
 
 
-def test_small_wants_its_data(study, tmp_path):
-    with pytest.raises(SystemExit, match="wants --data"):
-        study.run(study.Fig04Vision(output=tmp_path / "a.jsonl", scale="small"))
+def test_scale_full_asks_for_all_models():
+    points = fig04_vision.points(World("full", None, fig04_vision.Path()))
+    assert {point["model"] for point in points} == set(fig04_vision.HUB)
