@@ -41,12 +41,7 @@ def measure(world: World, point: Point) -> list[Row]:
         return variants.paper(bits, H) if "paper" in scheme else variants.default(bits, H)
 
     found = at_bits(layers, lambda gain: layers.compress(method, gain), bits)
-    judged = layers.judged(found.restored)
-    return [{
-        "bits": found.bits, "mse": found.mse, "perplexity": judged.perplexity,
-        "reference_perplexity": judged.reference_perplexity,
-        "kl_divergence": judged.kl_divergence,
-    }]  # fmt: skip
+    return [layers.facts(found)]
 
 
 def plot(rows: list[Row], path: Path) -> None:

@@ -80,12 +80,7 @@ def measure(world: World, point: Point) -> list[Row]:
         found = at_bits(
             layers, lambda gain: layers.compress(method, gain, feedback=feedback), bits
         )
-    judged = layers.judged(found.restored)
-    return [{
-        "bits": found.bits, "mse": found.mse, "perplexity": judged.perplexity,
-        "reference_perplexity": judged.reference_perplexity,
-        "kl_divergence": judged.kl_divergence,
-    }]  # fmt: skip
+    return [layers.facts(found)]
 
 
 def fixed(layers: Layers, bits: int, dimension: int, world: World) -> Compressed:

@@ -102,6 +102,15 @@ class Layers:
         windows = self.windows(self.subject.texts[0], self.subject.max_tokens or 2**18)
         return evaluate(changed, windows, self.model)
 
+    def facts(self, found: Compressed) -> dict[str, float | None]:
+        """Rate, error and what the model does, as rows have them."""
+        judged = self.judged(found.restored)
+        return {
+            "bits": found.bits, "mse": found.mse, "perplexity": judged.perplexity,
+            "reference_perplexity": judged.reference_perplexity,
+            "kl_divergence": judged.kl_divergence,
+        }  # fmt: skip
+
     def compress(
         self,
         method_of: Callable[[str], LayerMethod],

@@ -38,12 +38,7 @@ def measure(world: World, point: Point) -> list[Row]:
             plain.bits,
             near=0.005,
         )
-    judged = layers.judged(found.restored)
-    return [{
-        "bits": found.bits, "mse": found.mse, "perplexity": judged.perplexity,
-        "reference_perplexity": judged.reference_perplexity,
-        "kl_divergence": judged.kl_divergence,
-    }]  # fmt: skip
+    return [layers.facts(found)]
 
 
 def table(rows: list[Row]) -> str:
