@@ -185,6 +185,18 @@ def test_bench_prints_a_table(nwc):
     assert "| preset | bits | decoder | threads |" in outcome.out
 
 
+def test_bench_generate(nwc, compressed):
+    how = ("bench", "generate", "--repeats", "1", "--new-tokens", "2")
+    made = nwc(*how, "--model", compressed, "--device", "cpu")
+    assert made.code == 0, made.err
+    assert "| batch | mode | tokens/s |" in made.out
+    assert [len(made.out.split(f"| {batch} | packed |")) for batch in (1, 8, 64)] == [2, 2, 2]
+    found = nwc(*how, "--size", "512", "--json").json
+    assert {row["mode"] for row in found["rows"]} == {"original", "dense", "packed"}
+    made = nwc(*how[:2], "--new-tokens", "0")
+    assert (made.code, "--new-tokens is 0" in made.err) == (2, True)
+
+
 def test_bench_tensor(nwc):
     found = nwc("bench", "tensor", "--size", "128", "--repeats", "1", "--json").json
     assert found["decode"]["ratio_to_safetensors"] > 0

@@ -3,12 +3,14 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from nwc.coding.trellis import TRELLISES
 from nwc.errors import ConfigError
 from nwc.evaluation.benchmark import alternate, bench_tensor, check_small
 from nwc.evaluation.coding_speed import bench_rans, make_stream
 from nwc.evaluation.loading_speed import Throttle, bench_load
+from nwc.evaluation.other_formats import other_formats, relative_error
 from nwc.evaluation.tensor_speed import bench_decode, bench_encode
 from nwc.kernels import native_library, rans_numba
 from nwc.methods.ecsq import Ecsq
@@ -22,7 +24,8 @@ def test_rans_is_compared_with_constriction():
         found["constriction_bits_per_symbol"], rel=5e-3
     )
     assert found["machine"]
-    ours = [row for row in found["rows"] if row["coder"] != "constriction"]
+    others = ("constriction", "zstd level 3")
+    ours = [row for row in found["rows"] if row["coder"] not in others]
     kernels = 1 + len(native_library.levels() if native_library.available() else ())
     assert len(ours) == 4 * kernels + 1
     for row in ours:
@@ -57,10 +60,68 @@ def _changed(integers):
 def test_matrices_are_compared_with_safetensors(bench):
     found = bench({"ecsq": Ecsq()}, 2.0, size=128, repeats=1)
     assert found["shape"] == [128, 128]
-    assert found["rows"]
+    assert "ecsq" in {row["preset"] for row in found["rows"]}
     for row in found["rows"]:
-        assert row["preset"] == "ecsq"
         assert row["times safetensors' time"] > 0
+        assert row["M weights/s"] == pytest.approx(128**2 / row["seconds"] / 1e6)
+
+
+def test_all_ways_to_decode_give_one_matrix():
+    found = bench_decode({"ecsq": Ecsq()}, 2.0, size=128, repeats=1)
+    ours = [row for row in found["rows"] if row["preset"] == "ecsq"]
+    assert len({(row["decoder"], row["threads"]) for row in ours}) == len(ours)
+    assert len({row["relative error"] for row in ours}) == 1
+    assert 0.01 < ours[0]["relative error"] < 0.15
+
+
+OTHERS = ("zstd int8", "torchao int4", "torchao nf4", "gptqmodel int4")
+
+
+def test_formats_that_are_not_there_are_named(monkeypatch):
+    for package in ("zstandard", "torchao.quantization", "gptqmodel.nn_modules.qlinear.torch"):
+        monkeypatch.setitem(sys.modules, package, None)
+    found = bench_decode({"ecsq": Ecsq()}, 2.0, size=128, repeats=1)
+    assert {row["preset"] for row in found["rows"]} == {"ecsq"}
+    assert tuple(found["skipped"]) == OTHERS
+    assert all("pip install" in reason for reason in found["skipped"].values())
+    found = bench_rans(symbols=2**16, repeats=1)
+    assert "pip install" in found["skipped"]["zstd"]
+    assert "zstd_bits_per_symbol" not in found
+
+
+def test_a_shape_that_groups_do_not_fit_is_named():
+    _, skipped = other_formats(torch.randn(32, 100))
+    assert "groups of 128, got 32 x 100" in skipped["torchao int4"]
+    assert "groups" not in skipped.get("zstd int8", "")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_formats_of_others_give_the_matrix_back(name):
+    W = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
+    found, skipped = other_formats(W)
+    if name in skipped:
+        pytest.skip(skipped[name])
+    bits, off = {
+        "zstd int8": ((6.5, 8.3), 0.02),
+        "torchao int4": ((4.1, 4.2), 0.12),
+        "torchao nf4": ((4.1, 4.4), 0.12),
+        "gptqmodel int4": ((4.1, 4.4), 0.15),
+    }[name]
+    assert bits[0] < found[name].bits < bits[1]
+    restored = found[name].decode()
+    assert restored.shape == W.shape
+    assert restored.dtype == torch.bfloat16
+    assert relative_error(restored, W) < off
+    assert torch.equal(restored, found[name].decode())
+
+
+def test_zstd_codes_the_same_symbols():
+    pytest.importorskip("zstandard")
+    found = bench_rans(bits=4.0, symbols=2**17, repeats=1)
+    # It has no table of its own for a Gaussian, and reads whole bytes.
+    assert found["bits_per_symbol"] < found["zstd_bits_per_symbol"] < 6
+    rows = [row for row in found["rows"] if row["coder"] == "zstd level 3"]
+    assert [row["operation"] for row in rows] == ["decode", "encode"]
 
 
 def test_loading_is_compared_with_safetensors():

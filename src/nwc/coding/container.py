@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from enum import IntEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import crc32c
@@ -89,20 +90,22 @@ class Head(NamedTuple):
         return -(-self.rows // LANES)
 
 
-class Container(NamedTuple):
-    """A parsed stream whose front checksum holds.
-
-    Args:
-        view: all its bytes.
-        head: its shape, checked to be possible.
-        sections: kind -> bytes.
-        payload: all words.
-    """
-
+class _Fields(NamedTuple):
     view: memoryview
     head: Head
     sections: dict[int, memoryview]
     payload: NDArray[np.uint16]
+
+
+class Container(_Fields):
+    """A parsed stream whose front checksum holds.
+
+    Args:
+        view: all its bytes; nobody changes them.
+        head: its shape, checked to be possible.
+        sections: kind -> bytes.
+        payload: all words.
+    """
 
     def section(self, kind: Section) -> memoryview:
         """Bytes of a section.
@@ -115,9 +118,14 @@ class Container(NamedTuple):
         return self.sections[kind]
 
     def check_hash(self) -> None:
-        """Raise BitstreamError unless the hash of the whole stream matches."""
-        if xxhash.xxh3_64_intdigest(self.view[:-8]) != int.from_bytes(self.view[-8:], "little"):
+        """Raise BitstreamError unless the hash of the whole stream, computed once, matches."""
+        if not self._is_whole:
             raise BitstreamError("checksum of the tensor does not match: the stream is damaged")
+
+    @cached_property
+    def _is_whole(self) -> bool:
+        stored = int.from_bytes(self.view[-8:], "little")
+        return xxhash.xxh3_64_intdigest(self.view[:-8]) == stored
 
 
 def pack(head: Head, sections: Mapping[Section, bytes], payload: list[bytes]) -> bytes:

@@ -1,4 +1,4 @@
-"""Speed of entropy coding alone, on one core: our kernels beside constriction's.
+"""Speed of entropy coding alone, on one core: our kernels beside constriction's and zstd.
 
 Scalar and trellis streams of the same number of symbols, with one table for all (one for each
 parity), as matrices have that were compressed without calibration, and with eight classes of rows
@@ -23,6 +23,7 @@ from nwc.coding.tiling import PROFILES, Classes, CodedTile, EncodingTables, tile
 from nwc.coding.trellis import TRELLISES, Trellis
 from nwc.errors import ConfigError
 from nwc.evaluation.benchmark import alternate, machine, ratio
+from nwc.evaluation.other_formats import ZSTD_LEVEL, ZSTD_PACKAGE
 from nwc.kernels import native_library, rans_native, rans_numba
 
 if TYPE_CHECKING:
@@ -63,24 +64,33 @@ def bench_rans(bits: float = 4.0, symbols: int = 2**22, repeats: int = 7) -> dic
                 message = integers
     theirs = _Constriction(message, streams["scalar", 1].tables.tables[0])
     tasks: dict[str, Callable[[], object]] = {"constriction": theirs.decode}
+    bytewise, skipped = _zstd(message)
+    if bytewise is not None:
+        tasks["zstd"] = bytewise.decode
     for (name, classes), stream in streams.items():
         for kernel, decode in _kernels(stream).items():
             tasks[f"{kernel}|{name}|{classes}"] = decode
     seconds = alternate(tasks, repeats, time.thread_time)
     rows = [_row("decode", "constriction", "scalar", 1, seconds["constriction"], symbols)]
-    for task in list(tasks)[1:]:
+    if bytewise is not None:
+        row = _row("decode", bytewise.name, "scalar", 1, seconds["zstd"], symbols)
+        rows.append(row | {"times constriction": ratio(seconds, "constriction", "zstd")})
+    for task in list(tasks)[1 if bytewise is None else 2 :]:
         kernel, name, of = task.split("|")
         row = _row("decode", kernel, name, int(of), seconds[task], symbols)
         row["times constriction"] = ratio(seconds, "constriction", task)
         if name == "trellis":
             row["share of scalar speed"] = ratio(seconds, f"{kernel}|scalar|{of}", task)
         rows.append(row)
-    rows += _encoding(streams["scalar", 1], message, theirs, repeats)
+    rows += _encoding(streams["scalar", 1], message, theirs, bytewise, repeats)
+    sizes = {} if bytewise is None else {"zstd_bits_per_symbol": 8 * len(bytewise.compressed)}
     return {
         "machine": machine(),
         "symbols": symbols,
         "bits_per_symbol": 16 * streams["scalar", 1].head.words / symbols,
         "constriction_bits_per_symbol": 32 * len(theirs.compressed) / symbols,
+        **{name: bits / symbols for name, bits in sizes.items()},
+        **skipped,
         "rows": rows,
     }
 
@@ -229,8 +239,45 @@ class _Constriction:
         return self._coder().encode_reverse(self.message, self._model)
 
 
+class _Zstd:
+    """The same symbols, a byte each, by zstd, which knows nothing of their table."""
+
+    def __init__(self, integers: NDArray[np.int16]) -> None:
+        import zstandard
+
+        self.name = f"zstd level {ZSTD_LEVEL}"
+        self._compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
+        self._decompressor = zstandard.ZstdDecompressor()
+        self._message = integers.astype(np.int8).tobytes()
+        self.compressed: bytes = self.encode()
+        if self.decode() != self._message or not np.array_equal(
+            np.frombuffer(self._message, np.int8).reshape(integers.shape), integers
+        ):
+            raise AssertionError("zstd did not give the symbols back")
+
+    def decode(self) -> bytes:
+        found: bytes = self._decompressor.decompress(self.compressed)
+        return found
+
+    def encode(self) -> bytes:
+        found: bytes = self._compressor.compress(self._message)
+        return found
+
+
+def _zstd(integers: NDArray[np.int16]) -> tuple[_Zstd | None, dict[str, dict[str, str]]]:
+    """zstd, or what the result says if there is none."""
+    try:
+        return _Zstd(integers), {}
+    except ImportError as error:
+        return None, {"skipped": {"zstd": f"{error}: pip install {ZSTD_PACKAGE}"}}
+
+
 def _encoding(
-    stream: Bitstream, integers: NDArray[np.int16], theirs: _Constriction, repeats: int
+    stream: Bitstream,
+    integers: NDArray[np.int16],
+    theirs: _Constriction,
+    bytewise: _Zstd | None,
+    repeats: int,
 ) -> list[_Row]:
     tables = EncodingTables(stream.tables.tables, stream.tables.choice)
     parts = [np.ascontiguousarray(integers[t.column : t.column + t.columns]) for t in stream.tiles]
@@ -241,7 +288,11 @@ def _encoding(
             for part, t in zip(parts, stream.tiles, strict=True)
         ]
 
-    seconds = alternate({"constriction": theirs.encode, "numba": ours}, repeats, time.thread_time)
+    tasks: dict[str, Callable[[], object]] = {"constriction": theirs.encode, "numba": ours}
+    if bytewise is not None:
+        tasks[bytewise.name] = bytewise.encode
+    seconds = alternate(tasks, repeats, time.thread_time)
     rows = [_row("encode", name, "scalar", 1, seconds[name], integers.size) for name in seconds]
-    rows[1]["times constriction"] = ratio(seconds, "constriction", "numba")
+    for row in rows[1:]:
+        row["times constriction"] = ratio(seconds, "constriction", row["coder"])
     return rows

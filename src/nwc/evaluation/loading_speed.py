@@ -61,8 +61,8 @@ def bench_load(
     check_small(method, log2_gain)
     with tempfile.TemporaryDirectory() as folder:
         plain, compressed = Path(folder) / "plain", Path(folder) / "compressed"
-        weights = _save_model(plain, width)
-        _compress(plain, weights, compressed, method, log2_gain)
+        weights = random_llama(plain, width)
+        compress_data_free(plain, weights, compressed, method, log2_gain)
         _check(compressed)
         slow = Throttle(RATE)
         pairs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
@@ -100,8 +100,16 @@ def bench_load(
     }
 
 
-def _save_model(folder: Path, width: int) -> dict[str, Tensor]:
-    """The folder of a Llama of four blocks with random weights; its tensors."""
+def random_llama(folder: Path, width: int) -> dict[str, Tensor]:
+    """Save a Llama of four blocks with random weights, in BF16.
+
+    Args:
+        folder: to make.
+        width: of the model, a multiple of 16.
+
+    Returns:
+        Its tensors, by name.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -121,13 +129,22 @@ def _save_model(folder: Path, width: int) -> dict[str, Tensor]:
     return weights
 
 
-def _compress(
+def compress_data_free(
     source: Path,
     weights: dict[str, Tensor],
     output: Path,
     method: LayerMethod,
     log2_gain: float,
 ) -> None:
+    """A folder's weights, data-free, all matrices alike but embeddings.
+
+    Args:
+        source: folder of the model.
+        weights: its tensors.
+        output: folder to make.
+        method: how to compress.
+        log2_gain: at which gain.
+    """
     config = json.loads((source / "config.json").read_text())
     bank = TableBank()
     with CheckpointWriter(output, source) as writer:

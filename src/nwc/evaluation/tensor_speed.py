@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -13,10 +13,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from nwc.codec.compressed import CompressedTensor
 from nwc.coding.tables import TableBank
+from nwc.coding.tiling import TileDecoder
 from nwc.evaluation.benchmark import alternate, check_small, machine, ratio
+from nwc.evaluation.other_formats import other_formats, relative_error
 from nwc.kernels import rans_numba
 from nwc.kernels.backend import backend
 from nwc.methods.base import LayerMethod, LayerWeight
@@ -35,7 +38,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _gaussian(size: int) -> torch.Tensor:
+def _gaussian(size: int) -> Tensor:
     return torch.randn(size, size, generator=torch.Generator().manual_seed(0))
 
 
@@ -44,7 +47,9 @@ def bench_decode(
 ) -> dict[str, Any]:
     """Bytes to a BF16 matrix, parsing and every checksum included, in one and two threads.
 
-    Beside it safetensors reads the same matrix in BF16 from the page cache into memory of its own.
+    Beside it safetensors reads the same matrix in BF16 from the page cache into memory of its own,
+    and packages that are installed decode it from formats of theirs, in one thread. All take turns
+    in one run.
 
     Args:
         methods: how to compress, by name.
@@ -52,55 +57,74 @@ def bench_decode(
         size: rows and columns.
         repeats: counted turns.
     """
-    rows = []
+    W = _gaussian(size)
+    pools = {threads: ThreadPoolExecutor(threads) for threads in THREADS if threads > 1}
+    tasks: dict[str, Callable[[], Tensor]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     with one_thread(), tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weight.safetensors"
-        save_file({"weight": _gaussian(size).bfloat16()}, path)
+        save_file({"weight": W.bfloat16()}, path)
         for name, method in methods.items():
             check_small(method, log2_gain)
             bank = TableBank()
-            layer = [LayerWeight(name="weight", W=_gaussian(size))]
+            layer = [LayerWeight(name="weight", W=W)]
             data = method.compress(layer, None, log2_gain, bank)[0].data
-            rows += _decoding(name, data, method, bank, path, repeats)
-    return {"machine": machine(), "shape": [size, size], "rows": rows}
-
-
-def _decoding(
-    name: str, data: bytes, method: LayerMethod, bank: TableBank, path: Path, repeats: int
-) -> list[dict[str, Any]]:
-    def decode(threads: int, decoder: Any = None) -> object:  # noqa: ANN401
-        tensor = CompressedTensor(data, method.codec, bank)
-        if threads == 1:
-            return tensor.weight(torch.bfloat16, decoder=decoder)
-        return tensor.weight(torch.bfloat16, decoder=decoder, executor=pools[threads])
-
-    pools = {threads: ThreadPoolExecutor(threads) for threads in THREADS if threads > 1}
-    tasks: dict[str, Callable[[], object]] = {
-        "safetensors": lambda: load_file(path)["weight"].clone()
-    }
-    for threads in THREADS:
-        tasks[f"{backend()}|{threads}"] = partial(decode, threads)
-    if backend() != "numba":
-        tasks["numba|1"] = partial(decode, 1, rans_numba.decode_tile)
-    seconds = alternate(tasks, repeats)
+            for task, kernel, threads in _ways():
+                decoder = rans_numba.decode_tile if kernel != backend() else None
+                tasks[name + task] = partial(
+                    _decode, data, method, bank, decoder, pools.get(threads)
+                )
+                rows[name + task] = {
+                    "preset": name,
+                    "bits": 8 * len(data) / W.numel(),
+                    "decoder": kernel,
+                    "threads": threads,
+                }
+        others, skipped = other_formats(W)
+        for name, other in others.items():
+            tasks[name] = other.decode
+            rows[name] = {
+                "preset": name,
+                "bits": other.bits,
+                "decoder": other.package,
+                "threads": 1,
+            }
+        for name, row in rows.items():
+            row["relative error"] = relative_error(tasks[name](), W)
+        seconds = alternate(
+            {"safetensors": lambda: load_file(path)["weight"].clone(), **tasks}, repeats
+        )
     for pool in pools.values():
         pool.shutdown()
-    weights = CompressedTensor(data, method.codec, bank).weight().numel()
-    rows = []
-    for task in list(tasks)[1:]:
-        kernel, threads_used = task.split("|")
-        rows.append(
-            {
-                "preset": name,
-                "bits": 8 * len(data) / weights,
-                "decoder": kernel,
-                "threads": int(threads_used),
-                "seconds": statistics.median(seconds[task]),
-                "M weights/s": weights / statistics.median(seconds[task]) / 1e6,
-                "times safetensors' time": ratio(seconds, task, "safetensors"),
-            }
-        )
-    return rows
+    for name, row in rows.items():
+        row["seconds"] = statistics.median(seconds[name])
+        row["M weights/s"] = W.numel() / row["seconds"] / 1e6
+        row["times safetensors' time"] = ratio(seconds, name, "safetensors")
+    return {
+        "machine": machine(),
+        "shape": [size, size],
+        **({"skipped": skipped} if skipped else {}),
+        "rows": list(rows.values()),
+    }
+
+
+def _ways() -> list[tuple[str, str, int]]:
+    """Kernels and threads to decode with, and a name for each."""
+    ways = [(backend(), threads) for threads in THREADS]
+    if backend() != "numba":
+        ways.append(("numba", 1))
+    return [(f"|{kernel}|{threads}", kernel, threads) for kernel, threads in ways]
+
+
+def _decode(
+    data: bytes,
+    method: LayerMethod,
+    bank: TableBank,
+    decoder: TileDecoder | None,
+    pool: Executor | None,
+) -> Tensor:
+    tensor = CompressedTensor(data, method.codec, bank)
+    return tensor.weight(torch.bfloat16, decoder=decoder, executor=pool)
 
 
 def bench_encode(

@@ -152,7 +152,7 @@ class WeightBytes(NamedTuple):
 
     Args:
         dense: parameters and buffers.
-        packed: compressed ones; they are pages of the file, mapped.
+        packed: compressed ones: their streams, byte for byte.
     """
 
     dense: int

@@ -8,16 +8,18 @@ and compute exactly what they would with the decoded parameter.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from nwc.codec.compressed import CompressedTensor, Decoding
 from nwc.errors import BitstreamError
 from nwc.formats.checkpoint import Checkpoint
 
@@ -31,19 +33,24 @@ _PACKED = "nwc_packed"
 class PackedMatrix:
     """A matrix in compressed form: one stream, or several that are joined.
 
+    Streams are read, parsed and compared with their checksums here, once, and stay in memory.
+
     Args:
-        checkpoint: whose streams they are; it stays open, and its files mapped into memory.
+        checkpoint: whose streams they are.
         keys: names of the matrices.
         dim: along which they are joined.
+
+    Raises:
+        BitstreamError: a stream is damaged.
     """
 
     def __init__(self, checkpoint: Checkpoint, keys: Sequence[str], dim: int = 0) -> None:
         self.checkpoint = checkpoint
         self.keys = tuple(keys)
         self._dim = dim
-        shapes = [checkpoint.shape(key) for key in keys]
-        self._sizes = [shape[dim] for shape in shapes]
-        rows, columns = shapes[0]
+        self._parts = [_whole(checkpoint, key) for key in keys]
+        self._sizes = [part.shape[dim] for part in self._parts]
+        rows, columns = self._parts[0].shape
         joined = sum(self._sizes)
         self.shape = (joined, columns) if dim == 0 else (rows, joined)
 
@@ -63,10 +70,10 @@ class PackedMatrix:
         start = 0
         # Inference mode is a matter of the thread: the threads that decode would not be in it.
         with torch.inference_mode(mode=False), torch.no_grad():
-            for key, size in zip(self.keys, self._sizes, strict=True):
-                part = out.narrow(self._dim, start, size)
+            for key, part, size in zip(self.keys, self._parts, self._sizes, strict=True):
+                place = out.narrow(self._dim, start, size)
                 try:
-                    self.checkpoint.compressed(key).weight(out=part, executor=_threads())
+                    _decode(part, place)
                 except BitstreamError as error:
                     raise BitstreamError(f"{key}: {error}") from error
                 start += size
@@ -222,6 +229,48 @@ def _packed_class(cls: type[nn.Module], names: tuple[str, ...]) -> type[nn.Modul
     return type(f"Packed{cls.__name__}", (cls,), {name: reader(name) for name in names})
 
 
+def _whole(checkpoint: Checkpoint, key: str) -> CompressedTensor:
+    """A stream, compared with its checksum."""
+    tensor = checkpoint.compressed(key)
+    try:
+        tensor.stream.container.check_hash()
+    except BitstreamError as error:
+        raise BitstreamError(f"{key}: {error}") from error
+    return tensor
+
+
+def _decode(tensor: CompressedTensor, out: Tensor) -> None:
+    """Decode a matrix into place, in as many threads as torch computes in, this one included."""
+    place = out if out.is_contiguous() else None
+    job = tensor.decoding(out.dtype, out=place)
+    _do(job, torch.get_num_threads())
+    if place is None:
+        out.copy_(job.result())
+    else:
+        job.result()
+    # Made again in 20 microseconds, but as large as the stream of a small matrix.
+    tensor.stream.tables.kernel_cache.clear()
+
+
+def _do(job: Decoding, threads: int) -> None:
+    """Do all parts; none is left running if one fails."""
+    numbers = itertools.count()
+
+    def work() -> None:
+        # One number after the other: `next` of a count is a single step under the GIL.
+        while (i := next(numbers)) < job.parts:
+            job.part(i)
+
+    helpers = [_threads().submit(work) for _ in range(min(threads, job.parts) - 1)]
+    try:
+        work()
+    finally:
+        if helpers:
+            wait(helpers)
+    for helper in helpers:
+        helper.result()
+
+
 @functools.cache
 def _threads() -> ThreadPoolExecutor:
     """Threads that decode tiles."""
@@ -253,5 +302,14 @@ class _Buffers(threading.local):
         buffers.append((buffer, weakref.ref(view)))
         return view
 
+    def size(self) -> int:
+        """Bytes of all of them."""
+        return sum(buffer.nbytes for each in self._all.values() for buffer, _ in each)
+
 
 _buffers = _Buffers()
+
+
+def buffer_bytes() -> int:
+    """Memory that this thread decodes into, for all packed models together."""
+    return _buffers.size()
