@@ -12,11 +12,16 @@ from nwc.methods.dense import DenseMethod
 from nwc.methods.ecsq import Ecsq
 from nwc.methods.gptq import GPTQ, GPTQActOrder
 from nwc.methods.neural import Decisions, Neural
+from nwc.methods.qtip import Qtip, Qtip3Inst, QtipHybrid
 from nwc.methods.rtn import RTN
 
-MethodName = Literal["nwc", "ecsq", "rtn", "gptq", "gptq_act_order"]
+MethodName = Literal[
+    "nwc", "ecsq", "rtn", "gptq", "gptq_act_order", "qtip", "qtip_3inst", "qtip_hyb"
+]
 
-DENSE: dict[str, type[DenseMethod]] = {method.name: method for method in (RTN, GPTQ, GPTQActOrder)}
+DENSE: dict[str, type[DenseMethod]] = {
+    method.name: method for method in (RTN, GPTQ, GPTQActOrder, Qtip, Qtip3Inst, QtipHybrid)
+}
 """Methods without a file format of their own."""
 
 

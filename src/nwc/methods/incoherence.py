@@ -1,0 +1,81 @@
+r"""Incoherence processing: what QuIP# and QTIP share around their quantisers.
+
+Random signs and Hadamard matrices on both sides, :math:`W' = U W V^T, H' = V H V^T`, make any
+matrix look Gaussian (`numerics.hadamard`; Tseng et al. 2024, Sec. 3). The quantiser then sees
+blocks of columns with feedback (`numerics.block_ldlq`), divided by one scale in FP32.
+
+A side that tiles do not fill is padded with zeros before it is mixed, so that no weight of the
+padding stays zero and feedback has room to hide errors where no input ever goes; what the padding
+takes is counted. Sides that are no power of two are mixed whole, see there. Transforms follow from
+a seed of 64 bits.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+from torch.nn.functional import pad
+
+from nwc.coding.rate import BitBudget
+from nwc.methods.base import LayerWeight
+from nwc.methods.dense import DenseMethod, Quantised
+from nwc.numerics.block_ldlq import block_feedback, block_upper
+from nwc.numerics.hadamard import mix, mix_both
+from nwc.numerics.ldlq import ldl
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+_SCALE_BYTES = 4
+_SEED_BYTES = 8
+
+
+class IncoherentMethod(DenseMethod):
+    """See the module."""
+
+    tile: ClassVar[tuple[int, int]]
+    """Rows and columns that are quantised as one."""
+
+    @abstractmethod
+    def quantise_gaussian(self, x: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+        """Quantise what looks like samples of the unit normal, in whole tiles."""
+
+    def quantise(
+        self, layers: list[LayerWeight], H: Float[Tensor, "n n"] | None
+    ) -> list[Quantised]:
+        """See `DenseMethod.quantise`; without H there is no feedback."""
+        upper = None
+        if H is not None:
+            missing = -len(H) % self.tile[1]
+            H = pad(H.cpu(), (0, missing, 0, missing))
+            H = mix(mix(H, 2 * self.seed).T, 2 * self.seed)
+            upper = block_upper(ldl(H).upper, self.tile[1])
+        return [self._quantise_one(layer.W.cpu(), upper) for layer in layers]
+
+    def _quantise_one(
+        self, W: Float[Tensor, "m n"], upper: Float[Tensor, "padded padded"] | None
+    ) -> Quantised:
+        m, n = W.shape
+        mixed = mix_both(pad(W, (0, -n % self.tile[1], 0, -m % self.tile[0])), self.seed)
+        budget = BitBudget(
+            payload=-(-mixed.numel() * self.setting.bits // 8),
+            scales=_SCALE_BYTES,
+            headers=_SEED_BYTES,
+        )
+        scale = float(mixed.square().mean().sqrt()) or 1.0
+        mixed /= scale
+        if upper is None:
+            found = self.quantise_gaussian(mixed)
+        else:
+            errors = mixed.T.clone()
+            block_feedback(
+                errors,
+                upper,
+                lambda block: self.quantise_gaussian(block.T.contiguous()).T,
+                self.tile[1],
+            )
+            found = mixed - errors.T
+        restored = mix_both(found * scale, self.seed, inverse=True)[:m, :n]
+        return Quantised(restored.contiguous(), budget)
