@@ -13,14 +13,26 @@ from nwc.methods.ecsq import Ecsq
 from nwc.methods.gptq import GPTQ, GPTQActOrder
 from nwc.methods.neural import Decisions, Neural
 from nwc.methods.qtip import Qtip, Qtip3Inst, QtipHybrid
+from nwc.methods.quip_sharp import QuipSharp
 from nwc.methods.rtn import RTN
+from nwc.methods.seedlm import SeedLM
 
 MethodName = Literal[
-    "nwc", "ecsq", "rtn", "gptq", "gptq_act_order", "qtip", "qtip_3inst", "qtip_hyb"
+    "nwc",
+    "ecsq",
+    "rtn",
+    "gptq",
+    "gptq_act_order",
+    "qtip",
+    "qtip_3inst",
+    "qtip_hyb",
+    "quip_sharp",
+    "seedlm",
 ]
 
 DENSE: dict[str, type[DenseMethod]] = {
-    method.name: method for method in (RTN, GPTQ, GPTQActOrder, Qtip, Qtip3Inst, QtipHybrid)
+    method.name: method
+    for method in (RTN, GPTQ, GPTQActOrder, Qtip, Qtip3Inst, QtipHybrid, QuipSharp, SeedLM)
 }
 """Methods without a file format of their own."""
 
