@@ -50,3 +50,16 @@ def test_true_bits_of_a_large_matrix():
         QuipSharp(2).quantise([LayerWeight(name="a", W=torch.randn(256, 512))], None)[0].budget
     )
     assert 8 * budget.total / (256 * 512) == pytest.approx(2, abs=0.001)
+
+
+def test_heavy_tails_widen_the_scale():
+    method = QuipSharp(4)
+    gaussian = torch.randn(64, 64, generator=torch.Generator().manual_seed(5))
+    heavy = gaussian * gaussian.abs()
+    for x, wider in ((gaussian, False), (heavy, True)):
+        rms = float(x.square().mean().sqrt())
+        assert (method._scale(x) > 1.1 * rms) is wider
+    whole = method._scale(heavy)
+    error = (whole * method.quantise_gaussian(heavy / whole) - heavy).square().mean()
+    rms = heavy.square().mean().sqrt()
+    assert error < 0.7 * (rms * method.quantise_gaussian(heavy / rms) - heavy).square().mean()

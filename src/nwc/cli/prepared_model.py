@@ -45,7 +45,14 @@ def changed_model(
     if prepared is None:
         return source.folder
     del model
-    changed = {keys.get(name, name): value for name, value in prepared.parameters.items()}
+    owners = {key: name for name, key in reversed(keys.items())}
+    changed: dict[str, Tensor] = {}
+    ties = {}
+    for name, value in prepared.parameters.items():
+        key = keys.get(name, name)
+        if owners.get(key, name) != name:  # tied so far
+            ties[name], key = key, name
+        changed[key] = value
     with FolderWriter(
         folder, source.folder, scratch=folder.with_name(f"{folder.name}.partial")
     ) as writer:
@@ -54,7 +61,7 @@ def changed_model(
             value = changed.pop(key, None)
             writer.add(key, source.tensor(key) if value is None else value.cpu().to(dtype))
         for key, value in changed.items():
-            writer.add(key, value.cpu())
+            writer.add(key, value.cpu().to(source.dtype(ties[key]) if key in ties else None))
         writer.finish({**(source.config or {}), **prepared.config}, {"format": "pt"})
         writer.publish()
     return folder

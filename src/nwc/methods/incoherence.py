@@ -8,6 +8,9 @@ A side that tiles do not fill is padded with zeros before it is mixed, so that n
 padding stays zero and feedback has room to hide errors where no input ever goes; what the padding
 takes is counted. Sides that are no power of two are mixed whole, see there. Transforms follow from
 a seed of 64 bits.
+
+The scale is the root mean square, or more where that serves a sample of rows better: small
+matrices can keep heavy tails, which a codebook for the normal distribution would clip.
 """
 
 from __future__ import annotations
@@ -27,6 +30,12 @@ from nwc.numerics.ldlq import ldl
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+
+_WIDTHS = (1.0, 1.2, 1.44, 1.73)
+"""Factors of the scale that are tried."""
+
+_SAMPLE = 4096
+"""Weights that they are tried on, or a row of tiles if that is more."""
 
 _SCALE_BYTES = 4
 _SEED_BYTES = 8
@@ -64,8 +73,7 @@ class IncoherentMethod(DenseMethod):
             scales=_SCALE_BYTES,
             headers=_SEED_BYTES,
         )
-        scale = float(mixed.square().mean().sqrt()) or 1.0
-        mixed /= scale
+        mixed /= (scale := self._scale(mixed))
         if upper is None:
             found = self.quantise_gaussian(mixed)
         else:
@@ -79,3 +87,17 @@ class IncoherentMethod(DenseMethod):
             found = mixed - errors.T
         restored = mix_both(found * scale, self.seed, inverse=True)[:m, :n]
         return Quantised(restored.contiguous(), budget)
+
+    def _scale(self, mixed: Float[Tensor, "m n"]) -> float:
+        n = mixed.shape[1]
+        rms = float(mixed.square().mean().sqrt())
+        if not rms:
+            return 1.0
+        tiles = mixed.view(-1, self.tile[0], n)
+        count = min(len(tiles), -(-_SAMPLE // (self.tile[0] * n)))
+        sample = tiles[:: len(tiles) // count][:count].reshape(-1, n) / rms
+        errors = {
+            width: float((width * self.quantise_gaussian(sample / width) - sample).square().sum())
+            for width in _WIDTHS
+        }
+        return rms * min(_WIDTHS, key=errors.__getitem__)

@@ -16,6 +16,7 @@ from nwc.methods.qtip import Qtip, Qtip3Inst, QtipHybrid
 from nwc.methods.quip_sharp import QuipSharp
 from nwc.methods.rtn import RTN
 from nwc.methods.seedlm import SeedLM
+from nwc.methods.spinquant import SpinQuant
 
 MethodName = Literal[
     "nwc",
@@ -28,11 +29,22 @@ MethodName = Literal[
     "qtip_hyb",
     "quip_sharp",
     "seedlm",
+    "spinquant",
 ]
 
 DENSE: dict[str, type[DenseMethod]] = {
     method.name: method
-    for method in (RTN, GPTQ, GPTQActOrder, Qtip, Qtip3Inst, QtipHybrid, QuipSharp, SeedLM)
+    for method in (
+        RTN,
+        GPTQ,
+        GPTQActOrder,
+        Qtip,
+        Qtip3Inst,
+        QtipHybrid,
+        QuipSharp,
+        SeedLM,
+        SpinQuant,
+    )
 }
 """Methods without a file format of their own."""
 
