@@ -48,11 +48,11 @@ def changed_model(
     owners = {key: name for name, key in reversed(keys.items())}
     changed: dict[str, Tensor] = {}
     ties = {}
-    for name, value in prepared.parameters.items():
+    for name, parameter in prepared.parameters.items():
         key = keys.get(name, name)
         if owners.get(key, name) != name:  # tied so far
             ties[name], key = key, name
-        changed[key] = value
+        changed[key] = parameter
     with FolderWriter(
         folder, source.folder, scratch=folder.with_name(f"{folder.name}.partial")
     ) as writer:
