@@ -72,8 +72,8 @@ def test_bits_of_the_formula(bits, columns):
     W = torch.randn(2, columns)
     found = SeedLM(bits).quantise([LayerWeight(name="a", W=W)], None)[0]
     C, P = SHAPES[bits]
-    blocks = 2 * -(-columns // C)
-    assert found.budget.total == blocks * (16 + 4 * P + 4) // 8 + 1
+    blocks = -(-2 * columns // C)
+    assert found.budget.total == -(-blocks * (16 + 4 * P + 4) // 8) + 1
     assert bits == (16 + 4 * P + 4) / C
     assert found.weight.shape == W.shape
 
