@@ -12,7 +12,7 @@ def cost(path, targets, values):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 63])
-@pytest.mark.parametrize(("state_bits", "bits"), [(4, 1), (6, 2), (6, 5), (8, 3)])
+@pytest.mark.parametrize(("state_bits", "bits"), [(4, 1), (6, 2), (6, 5), (8, 3), (9, 3)])
 @pytest.mark.parametrize("dimension", [1, 2])
 def test_equals_the_oracle(steps, state_bits, bits, dimension):
     rng = np.random.default_rng(steps)

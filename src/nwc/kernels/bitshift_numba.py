@@ -115,9 +115,7 @@ def _search(
     for t in range(1, steps):
         if length >= 1 << bits:
             _advance_reordered(targets[t - 1], reordered, bits, lowest[t - 1], best)
-            for tail in range(1 << bits):
-                for upper in range(length):
-                    lowest[t, upper << bits | tail] = best[tail * length + upper]
+            _restore_order(best, bits, lowest[t])
         else:
             _advance(targets[t - 1], values, bits, lowest[t - 1], lowest[t])
         if t % _RENEW == 0:
@@ -195,20 +193,92 @@ def _advance_reordered(
 
     `best` has the heads that are reached by their own lower bits first.
     """
-    heads = len(lowest)
+    heads, branches = len(lowest), 1 << bits
     length = heads >> bits
     best[:] = np.inf
-    for start in range(0, heads << bits, length):
-        tail, upper = start // heads, start % heads
-        costs = lowest[upper : upper + length]
+    for tail in range(branches):
         reached = best[tail * length : (tail + 1) * length]
-        first, wanted = reordered[0, start : start + length], target[0]
-        if len(reordered) == 1:
-            for i in range(length):
-                error = wanted - first[i]
-                reached[i] = min(reached[i], costs[i] + error * error)
-        else:
-            second, other = reordered[1, start : start + length], target[1]
-            for i in range(length):
-                error, more = wanted - first[i], other - second[i]
-                reached[i] = min(reached[i], costs[i] + error * error + more * more)
+        values = reordered[0, tail * heads : (tail + 1) * heads]
+        if len(reordered) == 2:
+            others = reordered[1, tail * heads : (tail + 1) * heads]
+            for a in range(0, heads, length):
+                _reach_pairs(
+                    reached, target[0], target[1],
+                    values[a : a + length], others[a : a + length], lowest[a : a + length],
+                )  # fmt: skip
+            continue
+        # Four at once, so that `reached` is read and written less often; two branches count twice.
+        for branch in range(0, branches, 4):
+            a = branch * length
+            b = (branch + 1) % branches * length
+            c = (branch + 2) % branches * length
+            d = (branch + 3) % branches * length
+            _reach(
+                reached, target[0],
+                values[a : a + length], values[b : b + length],
+                values[c : c + length], values[d : d + length],
+                lowest[a : a + length], lowest[b : b + length],
+                lowest[c : c + length], lowest[d : d + length],
+            )  # fmt: skip
+
+
+@njit(inline="always")
+def _reach(
+    reached: NDArray[np.float32],
+    wanted: np.float32,
+    value_a: NDArray[np.float32],
+    value_b: NDArray[np.float32],
+    value_c: NDArray[np.float32],
+    value_d: NDArray[np.float32],
+    cost_a: NDArray[np.float32],
+    cost_b: NDArray[np.float32],
+    cost_c: NDArray[np.float32],
+    cost_d: NDArray[np.float32],
+) -> None:
+    """The least of `reached` and of what four runs of states cost."""
+    for i in range(len(reached)):
+        a, b = wanted - value_a[i], wanted - value_b[i]
+        c, d = wanted - value_c[i], wanted - value_d[i]
+        low = min(cost_a[i] + a * a, cost_b[i] + b * b)
+        other = min(cost_c[i] + c * c, cost_d[i] + d * d)
+        reached[i] = min(min(reached[i], low), other)
+
+
+@njit(inline="always")
+def _reach_pairs(
+    reached: NDArray[np.float32],
+    wanted: np.float32,
+    other: np.float32,
+    first: NDArray[np.float32],
+    second: NDArray[np.float32],
+    costs: NDArray[np.float32],
+) -> None:
+    """The least of `reached` and of what a run of states of pairs costs."""
+    for i in range(len(reached)):
+        error, more = wanted - first[i], other - second[i]
+        reached[i] = min(reached[i], costs[i] + error * error + more * more)
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def _restore_order(best: NDArray[np.float32], bits: int, lowest: NDArray[np.float32]) -> None:
+    """From lower bits first to the order of heads: four neighbours are written at once."""
+    branches = 1 << bits
+    length = len(best) >> bits
+    if branches < 4:
+        for head in range(len(best)):
+            lowest[head] = best[head % branches * length + head // branches]
+        return
+    for tail in range(0, branches, 4):
+        start = tail * length
+        a, b, c, d = (
+            best[start : start + length],
+            best[start + length : start + 2 * length],
+            best[start + 2 * length : start + 3 * length],
+            best[start + 3 * length : start + 4 * length],
+        )
+        for upper in range(length):
+            head = upper * branches + tail
+            lowest[head] = a[upper]
+            lowest[head + 1] = b[upper]
+            lowest[head + 2] = c[upper]
+            lowest[head + 3] = d[upper]
