@@ -1,3 +1,6 @@
+import itertools
+
+import numpy as np
 import pytest
 import torch
 
@@ -5,6 +8,7 @@ from nwc.methods.base import LayerWeight
 from nwc.methods.gptq import gptq
 from nwc.methods.qtip import Qtip, Qtip3Inst, QtipHybrid, code_of, gaussian_pairs
 from nwc.numerics.ldlq import proxy_loss
+from nwc.quantizers.qtip import quantise_rings
 
 CODES = (Qtip, Qtip3Inst, QtipHybrid)
 
@@ -29,14 +33,43 @@ def test_pairs_have_their_sign_set_apart():
     assert abs(pairs[:, 1].mean()) < 0.1
 
 
+@pytest.mark.parametrize(("code", "printed"), [("1MAD", 0.069), ("3INST", 0.069), ("HYB", 0.071)])
+def test_gaussian_error_of_the_paper(code, printed):
+    # Tseng et al. 2024, Table 1: L = 16, 2 bits. A figure of two digits is good to 0.7 %; the mean
+    # over 64 sequences, divided by their power, has a standard error of 0.4 %.
+    x = np.random.default_rng(3).standard_normal((64, 256), dtype=np.float32)
+    error = np.square(x - quantise_rings(x, code_of(code), 2)).mean() / np.square(x).mean()
+    assert error == pytest.approx(printed, rel=0.015)
+
+
+@pytest.mark.parametrize(
+    ("code", "bits", "measured"),
+    [
+        ("1MAD", 3, 0.01777), ("1MAD", 4, 0.00475),
+        ("3INST", 3, 0.01792), ("3INST", 4, 0.00482),
+        ("HYB", 3, 0.01921), ("HYB", 4, 0.00601),
+    ],
+)  # fmt: skip
+def test_gaussian_error_at_more_bits(code, bits, measured):
+    # The paper prints none. These are of 400 sequences; tails make a mean over 48 good to 3 %.
+    # At 3 bits states of 16 bits have to do better than the paper's 0.0198 for 12 bits (Table 2),
+    # at 4 better than the best scalar quantiser.
+    x = np.random.default_rng(3).standard_normal((48, 256), dtype=np.float32)
+    error = np.square(x - quantise_rings(x, code_of(code), bits)).mean() / np.square(x).mean()
+    assert error == pytest.approx(measured, rel=0.06)
+    assert 4.0**-bits < error < {3: 0.0198, 4: 0.0095}[bits]
+
+
 @pytest.mark.parametrize("method", CODES)
-def test_gaussian_error(method):
-    # Tseng et al. 2024, Table 1, 2 bits: 0.069, 0.069 and 0.071, here of codes 1 / 0.9 as wide.
-    x = torch.randn(64, 64, generator=torch.Generator().manual_seed(3))
-    found = method(2).quantise_gaussian(x)
-    wanted = {"1MAD": 0.069, "3INST": 0.069, "HYB": 0.071}[method.code]
-    error = float((x - found).square().mean() / x.square().mean())
-    assert error == pytest.approx(wanted, rel=0.04)
+def test_every_bit_helps(method):
+    x = torch.randn(32, 32, generator=torch.Generator().manual_seed(3))
+    errors = []
+    for bits in method.settings:
+        made = method(bits)
+        scale = made._scale(x)
+        errors.append(float((x - scale * made.quantise_gaussian(x / scale)).square().mean()))
+    for more, less in itertools.pairwise(errors):
+        assert less < 0.55 * more
 
 
 def test_tiles_are_decided_apart():

@@ -13,11 +13,15 @@ def problem(m, n, seed=0):
     return torch.randn(m, n, generator=generator), X.T @ X / len(X)
 
 
-@pytest.mark.parametrize("bits", SCALES)
-def test_gaussian_error_is_between_the_bound_and_the_best_scalar_quantiser(bits):
+@pytest.mark.parametrize(("bits", "measured"), [(2, 0.0961), (3, 0.0295), (4, 0.00866)])
+def test_gaussian_error(bits, measured):
+    # The papers print E8P alone, at its best scale (tests/quantizers/test_lattice.py). These are
+    # errors on half a million weights, as wide as in the authors' runs; here, on an eighth.
     lloyd_max = {2: 0.1175, 3: 0.03454, 4: 0.009497}
-    x = torch.randn(4000, 8, generator=torch.Generator().manual_seed(3))
-    error = float((to_lattice(x, bits, 1 / 0.9) - x).square().mean() / x.square().mean())
+    x = torch.randn(8000, 8, generator=torch.Generator().manual_seed(3))
+    found = to_lattice(x, bits, SCALES[bits].widened)
+    error = float((found - x).square().mean() / x.square().mean())
+    assert error == pytest.approx(measured, rel=0.02)
     assert 4.0**-bits < error < 0.95 * lloyd_max[bits]
 
 
@@ -28,11 +32,30 @@ def test_residuals_help():
     assert errors[2] < 0.4 * errors[1]
 
 
-@pytest.mark.parametrize(("bits", "share"), [(2, 0.6), (3, 0.95)])
+@pytest.mark.parametrize(("bits", "share"), [(2, 0.4), (3, 0.7), (4, 0.9)])
 def test_better_than_gptq(bits, share):
     W, H = problem(48, 128)
     found = QuipSharp(bits).quantise([LayerWeight(name="a", W=W)], H)[0].weight
     assert proxy_loss(W - found, H) < share * proxy_loss(W - gptq(W, H, bits), H)
+
+
+def test_sweeps_serve(monkeypatch):
+    W, H = problem(48, 128)
+    losses = []
+    for sweeps in (0, 10):
+        monkeypatch.setattr(QuipSharp, "sweeps", sweeps)
+        found = QuipSharp(2).quantise([LayerWeight(name="a", W=W)], H)[0].weight
+        losses.append(proxy_loss(W - found, H))
+    assert losses[1] < 0.95 * losses[0]
+
+
+def test_inputs_that_are_always_zero():
+    W, H = problem(16, 32)
+    H[:, 5], H[5] = 0, 0
+    for each in (H, torch.zeros(32, 32)):
+        found = QuipSharp(2).quantise([LayerWeight(name="a", W=W)], each)[0].weight
+        assert found.isfinite().all()
+        assert (found - W).norm() < W.norm()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 20), (20, 9)])

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from nwc.errors import ConfigError
-from nwc.numerics.block_ldlq import block_feedback, block_upper
-from nwc.numerics.ldlq import feedback, ldl, proxy_loss
+from nwc.numerics.block_ldlq import block_feedback, block_sweep, block_upper
+from nwc.numerics.ldlq import feedback, ldl, proxy_loss, sweep
 
 
 def problem(m, n, seed=0):
@@ -60,3 +60,45 @@ def test_less_loss_than_rounding():
 def test_blocks_must_fill_the_columns():
     with pytest.raises(ConfigError, match="10 columns, wanted a multiple of 8"):
         block_upper(torch.eye(10), 8)
+
+
+def after_feedback(m, n, size):
+    W, H = problem(m, n)
+    factor = ldl(H)
+    errors = W.T.clone()
+    block_feedback(errors, block_upper(factor.upper, size), torch.round, size)
+    return W, H, errors
+
+
+def test_a_sweep_of_blocks_of_one_is_a_sweep_of_columns():
+    W, H, errors = after_feedback(5, 40, 1)
+    plain = errors.clone()
+    block_sweep(errors, W.T, H, torch.round, 1, group=16)
+
+    def improve(k, wanted, now):
+        new = W[:, k] - (W[:, k] - wanted).round()
+        return torch.where((new - wanted).abs() < (now - wanted).abs(), new, now)
+
+    sweep(plain, H, improve, block=40)
+    torch.testing.assert_close(errors, plain, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("group", [8, 128])
+def test_no_row_is_worse_for_a_sweep(group):
+    W, H, errors = after_feedback(30, 64, 8)
+    for _ in range(3):
+        before = errors.clone()
+        block_sweep(errors, W.T, H, torch.round, 8, group=group)
+        for old, new in zip(before.T, errors.T, strict=True):
+            assert proxy_loss(new[None], H) <= proxy_loss(old[None], H) * (1 + 1e-5)
+        # What is restored are still integers.
+        torch.testing.assert_close(W - errors.T, (W - errors.T).round(), atol=1e-4, rtol=0)
+    first = after_feedback(30, 64, 8)[2]
+    assert proxy_loss(errors.T, H) < 0.95 * proxy_loss(first.T, H)
+
+
+def test_a_swept_block_is_the_best_for_its_neighbours():
+    # Without rounding, the block moves to where the gradient of its own columns is zero.
+    W, H, errors = after_feedback(4, 24, 8)
+    block_sweep(errors, W.T, H, lambda block: block, 8)
+    assert float((H[-8:] @ errors).abs().max()) < 1e-3 * float(H.abs().max())

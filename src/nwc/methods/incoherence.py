@@ -16,7 +16,7 @@ matrices can keep heavy tails, which a codebook for the normal distribution woul
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from torch import Tensor
 from torch.nn.functional import pad
@@ -24,7 +24,7 @@ from torch.nn.functional import pad
 from nwc.coding.rate import BitBudget
 from nwc.methods.base import LayerWeight
 from nwc.methods.dense import DenseMethod, Quantised
-from nwc.numerics.block_ldlq import block_feedback, block_upper
+from nwc.numerics.block_ldlq import block_feedback, block_sweep, block_upper
 from nwc.numerics.hadamard import mix, mix_both
 from nwc.numerics.ldlq import ldl
 
@@ -41,11 +41,25 @@ _SCALE_BYTES = 4
 _SEED_BYTES = 8
 
 
+class MixedHessian(NamedTuple):
+    """V H V^T of the padded input, damped.
+
+    Args:
+        upper: of `block_upper` [padded, padded].
+        H: itself [padded, padded].
+    """
+
+    upper: Tensor
+    H: Tensor
+
+
 class IncoherentMethod(DenseMethod):
     """See the module."""
 
     tile: ClassVar[tuple[int, int]]
     """Rows and columns that are quantised as one."""
+    sweeps: ClassVar[int] = 0
+    """How often all blocks are quantised once more after feedback (`block_sweep`)."""
 
     @abstractmethod
     def quantise_gaussian(self, x: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
@@ -55,17 +69,16 @@ class IncoherentMethod(DenseMethod):
         self, layers: list[LayerWeight], H: Float[Tensor, "n n"] | None
     ) -> list[Quantised]:
         """See `DenseMethod.quantise`; without H there is no feedback."""
-        upper = None
+        mixed = None
         if H is not None:
             missing = -len(H) % self.tile[1]
             H = pad(H.cpu(), (0, missing, 0, missing))
-            H = mix(mix(H, 2 * self.seed).T, 2 * self.seed)
-            upper = block_upper(ldl(H).upper, self.tile[1])
-        return [self._quantise_one(layer.W.cpu(), upper) for layer in layers]
+            factor = ldl(mix(mix(H, 2 * self.seed).T, 2 * self.seed))
+            damped = factor.upper * factor.d @ factor.upper.T
+            mixed = MixedHessian(block_upper(factor.upper, self.tile[1]), damped)
+        return [self._quantise_one(layer.W.cpu(), mixed) for layer in layers]
 
-    def _quantise_one(
-        self, W: Float[Tensor, "m n"], upper: Float[Tensor, "padded padded"] | None
-    ) -> Quantised:
+    def _quantise_one(self, W: Float[Tensor, "m n"], hessian: MixedHessian | None) -> Quantised:
         m, n = W.shape
         mixed = mix_both(pad(W, (0, -n % self.tile[1], 0, -m % self.tile[0])), self.seed)
         budget = BitBudget(
@@ -74,19 +87,20 @@ class IncoherentMethod(DenseMethod):
             headers=_SEED_BYTES,
         )
         mixed /= (scale := self._scale(mixed))
-        if upper is None:
+        if hessian is None:
             found = self.quantise_gaussian(mixed)
         else:
-            errors = mixed.T.clone()
-            block_feedback(
-                errors,
-                upper,
-                lambda block: self.quantise_gaussian(block.T.contiguous()).T,
-                self.tile[1],
-            )
-            found = mixed - errors.T
+            columns = mixed.T.contiguous()
+            errors = columns.clone()
+            block_feedback(errors, hessian.upper, self._quantise_columns, self.tile[1])
+            for _ in range(self.sweeps):
+                block_sweep(errors, columns, hessian.H, self._quantise_columns, self.tile[1])
+            found = (columns - errors).T
         restored = mix_both(found * scale, self.seed, inverse=True)[:m, :n]
         return Quantised(restored.contiguous(), budget)
+
+    def _quantise_columns(self, block: Float[Tensor, "g m"]) -> Float[Tensor, "g m"]:
+        return self.quantise_gaussian(block.T.contiguous()).T
 
     def _scale(self, mixed: Float[Tensor, "m n"]) -> float:
         n = mixed.shape[1]

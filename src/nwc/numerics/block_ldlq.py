@@ -77,3 +77,40 @@ def block_feedback(
             columns[own] -= quantise(target)
         if stop < n:
             corrected[stop:] += upper[start:stop, stop:].T @ columns[start:stop]
+
+
+def block_sweep(
+    errors: Float[Tensor, "n m"],
+    columns: Float[Tensor, "n m"],
+    H: Float[Tensor, "n n"],
+    quantise: Callable[[Float[Tensor, "g m"]], Float[Tensor, "g m"]],
+    size: int,
+    group: int = 128,
+) -> None:
+    r"""Quantise every block once more, now that the errors of all others are known.
+
+    With the others fixed, tr(E H E^T) is least for :math:`E_k = -\sum_{j \ne k} E_j H_{jk}
+    H_{kk}^{-1}`. A row of a block that would be worse for it, the quantiser being coarse, stays.
+
+    Args:
+        errors: E^T, changed in place.
+        columns: W^T.
+        H: the Hessian, positive definite.
+        quantise: block -> its reconstruction.
+        size: g.
+        group: columns whose gradient is found by one matrix product; raised to a multiple of g.
+    """
+    n = len(errors)
+    group = -(-group // size) * size
+    for start in range(0, n, group):
+        stop = min(start + group, n)
+        pull = H[start:stop] @ errors
+        for k in range(start, stop, size):
+            own = slice(k, k + size)
+            wanted = errors[own] - torch.linalg.solve(H[own, own], pull[k - start :][:size])
+            change = columns[own] - quantise(columns[own] - wanted) - errors[own]
+            # What moving by `change` adds to the loss: 2 (E_k - wanted) + change, in H_kk.
+            added = (change * (H[own, own] @ (2 * (errors[own] - wanted) + change))).sum(0)
+            change *= added < 0
+            errors[own] += change
+            pull += H[start:stop, own] @ change
