@@ -1,12 +1,16 @@
+import tarfile
+from pathlib import Path
+
 import pytest
 import torch
 from torch.func import functional_call
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, Qwen2Config
 
 from nwc.errors import ConfigError
 from nwc.methods.rtn import round_in_groups
 from nwc.methods.spinquant import SpinQuant, first_rotations, fold_norms, learn, rotate
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZES = {
     "vocab_size": 50,
     "hidden_size": 48,
@@ -61,6 +65,21 @@ def test_what_is_learned_stays_orthogonal_and_serves():
         assert (R - first).norm() > 0.01
         assert not R.requires_grad
     assert sum(losses[-5:]) < sum(losses[:5])
+
+
+def test_a_real_model_stays_what_it_is(tmp_path):
+    with tarfile.open(EXAMPLES / "books-llama.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    path = tmp_path / "books-llama"
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    text = (EXAMPLES / "books-heldout.txt").read_text()[:1000]
+    tokens = torch.tensor(tokenizer(text)["input_ids"])[None]
+    with torch.no_grad():
+        before = model(tokens).logits
+        found = rotate(model, fold_norms(model), first_rotations(model, 0))
+        after = logits(model, found, tokens)
+    assert (after - before).norm() < 1e-5 * before.norm()
 
 
 def test_gradients_pass_through_rounding():
