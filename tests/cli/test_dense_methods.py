@@ -1,6 +1,7 @@
 """Rivals without a file format: `nwc compress --method NAME` makes dense weights and a budget."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -172,6 +173,30 @@ def test_text_that_cannot_be_done_without(nwc, llama, tmp_path):
     assert made.code
     assert "bitdistiller" in made.err
     assert "--calibration" in made.err
+
+
+def test_embeddings_and_head_may_come_apart(nwc, llama, text, tmp_path):
+    tied, out = shutil.copytree(llama, tmp_path / "tied"), tmp_path / "out"
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.bfloat16)
+    assert model.config.tie_word_embeddings
+    with torch.no_grad():
+        model.model.norm.weight += torch.linspace(-0.5, 0.5, 64)
+    model.save_pretrained(tied)
+    made = nwc(
+        "compress", tied, "--output", out, "--method", "spinquant", "--bits", 8,
+        "--calibration", text, *QUICK,
+    )  # fmt: skip
+    assert made.code == 0, made.err
+    found = load_file(next(out.glob("*.safetensors")))
+    head, embedding = found["lm_head.weight"], found["model.embed_tokens.weight"]
+    assert not torch.equal(head, embedding)
+    assert {t.dtype for t in found.values()} == {torch.bfloat16}
+    assert (found["model.norm.weight"] == 1).all()
+    assert not json.loads((out / "config.json").read_text())["tie_word_embeddings"]
+    evaluated = nwc(
+        "eval", out, "--reference", tied, "--text", text, "--max-tokens", 500, "--json"
+    )
+    assert evaluated.json["kl_divergence"] < 0.01
 
 
 def nwc_methods() -> dict[str, type[DenseMethod]]:

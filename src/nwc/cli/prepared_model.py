@@ -60,29 +60,33 @@ def changed_model(
     if prepared is None:
         return source.folder
     del model
-    changed = _by_key(skeleton, prepared.parameters)
+    changed = _by_key(skeleton, source, prepared.parameters)
     with FolderWriter(
         folder, source.folder, scratch=folder.with_name(f"{folder.name}.partial")
     ) as writer:
         for key in source.shapes:
             dtype = source.dtype(key) if source.is_float(key) else None
             value = changed.pop(key, None)
-            writer.add(
-                key, source.tensor(key) if value is None else value.cpu().to(dtype).contiguous()
-            )
+            writer.add(key, source.tensor(key) if value is None else value.to(dtype).contiguous())
         for key, value in changed.items():
-            writer.add(key, value.cpu())
+            writer.add(key, value)
         writer.finish({**(source.config or {}), **prepared.config}, {"format": "pt"})
         writer.publish()
     return folder
 
 
-def _by_key(skeleton: Skeleton, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+def _by_key(
+    skeleton: Skeleton, source: SourceCheckpoint, parameters: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """What changed as the checkpoint holds it: fused parameters in their parts."""
+    owners = {key: name for name, key in reversed(skeleton.keys.items())}
     changed: dict[str, Tensor] = {}
-    for name, value in parameters.items():
+    for name, parameter in parameters.items():
+        value, key = parameter.cpu(), skeleton.keys.get(name, name)
         if name in skeleton.fused:
             changed |= {key: slot.view(value) for key, slot in skeleton.fused[name].items()}
+        elif owners.get(key, name) != name:  # tied so far, and no more
+            changed[name] = value.to(source.dtype(key))
         else:
-            changed[skeleton.keys.get(name, name)] = value
+            changed[key] = value
     return changed

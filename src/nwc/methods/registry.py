@@ -19,8 +19,12 @@ from nwc.methods.gptq import GPTQ, GPTQActOrder
 from nwc.methods.llm_qat import LLMQAT
 from nwc.methods.neural import Decisions, Neural
 from nwc.methods.pocketllm import PocketLLM
+from nwc.methods.qtip import QTIP, QTIP3Inst, QTIPHybrid
+from nwc.methods.quip_sharp import QuIPSharp
 from nwc.methods.reallm import ReALLM
 from nwc.methods.rtn import RTN
+from nwc.methods.seedlm import SeedLM
+from nwc.methods.spinquant import SpinQuant
 from nwc.methods.svd_llm import SVDLLM, SVDLLMV2
 from nwc.methods.watersic import WaterSIC
 
@@ -33,6 +37,12 @@ MethodName = Literal[
     "gptq",
     "gptq_act_order",
     "awq",
+    "spinquant",
+    "quip_sharp",
+    "qtip",
+    "qtip_3inst",
+    "qtip_hyb",
+    "seedlm",
     "svd_llm",
     "svd_llm_v2",
     "pocketllm",
@@ -53,6 +63,12 @@ _DENSE: tuple[type[DenseMethod], ...] = (
     GPTQ,
     GPTQActOrder,
     AWQ,
+    SpinQuant,
+    QuIPSharp,
+    QTIP,
+    QTIP3Inst,
+    QTIPHybrid,
+    SeedLM,
     SVDLLM,
     SVDLLMV2,
     PocketLLM,

@@ -6,8 +6,8 @@ it alone, so that any 2^L values are a trellis code of k bits per weight:
 .. math:: s_{t+1} = (2^{kV} s_t + b_{t+1}) \bmod 2^L, \qquad \hat x_t = c(s_t)
 
 The codes differ in how c is found: drawn at random (`random_code`, what the random permutation
-trellis coder tends to), computed (`one_mad`) or looked up in a small table after mixing the bits
-(`hybrid`). They serve as the study's rivals; nothing that is compressed uses them.
+trellis coder tends to), computed (`one_mad`, `three_inst`) or looked up in a small table after
+mixing the bits (`hybrid`). They serve as the study's rivals and in `methods.qtip`.
 """
 
 from __future__ import annotations
@@ -50,6 +50,23 @@ def one_mad(state_bits: int = STATE_BITS) -> Float32[np.ndarray, "1 states"]:
     shifts = np.array([[0], [8], [16], [24]], dtype=np.uint64)
     total = (mixed >> shifts & 255).astype(np.float32).sum(0, keepdims=True)
     return (total - np.float32(510)) / np.float32(147.800537)
+
+
+def three_inst(state_bits: int = STATE_BITS) -> Float32[np.ndarray, "1 states"]:
+    """3INST (QTIP, Algorithm 2): the same generator, then the sum of two numbers in FP16.
+
+    Sign, lowest exponent bits and mantissa of each number are random; all other bits are those of
+    0.922, so that it is of the size of 1.
+
+    Example:
+        >>> code = three_inst()
+        >>> code.shape, round(float(code.mean()), 2), round(float(code.std()), 2)
+        ((1, 65536), 0.0, 1.24)
+    """
+    mixed = np.arange(1 << state_bits, dtype=np.uint64) * 89226354 + 64248484
+    halves = np.stack([mixed & 0xFFFF, mixed >> 16 & 0xFFFF]).astype(np.uint16)
+    numbers = (halves & 0x8FFF ^ 0x3B60).astype(np.uint16).view(np.float16)
+    return numbers.sum(0, keepdims=True, dtype=np.float16).astype(np.float32)
 
 
 def hybrid(
@@ -101,6 +118,34 @@ def quantise(
     for sequence, taken in zip(targets, path, strict=True):
         bitshift_numba.best_path(sequence, code, bits * dimension, taken)
     return code.T[path].reshape(-1)
+
+
+def quantise_rings(
+    x: Float32[np.ndarray, "sequences samples"], code: Float32[np.ndarray, "V states"], bits: int
+) -> Float32[np.ndarray, "sequences samples"]:
+    """What sequences are decoded to along good rings: k bits per weight and no more.
+
+    Args:
+        x: a sequence in every row.
+        code: value of every state.
+        bits: k per weight.
+
+    Raises:
+        ConfigError: V does not divide the samples, kV reaches L, or a sequence has fewer bits than
+            a state.
+    """
+    dimension, states = code.shape
+    sequences, samples = x.shape
+    state_bits = states.bit_length() - 1
+    if samples % dimension or not 0 < bits * dimension < state_bits <= bits * samples:
+        raise ConfigError(
+            f"sequences of {samples} weights with {bits} bits each, {dimension} at a time, do not "
+            f"close to rings of states of {state_bits} bits; take longer ones or fewer bits"
+        )
+    targets = np.ascontiguousarray(x.reshape(sequences, samples // dimension, dimension))
+    path = np.empty(targets.shape[:2], dtype=np.int64)
+    bitshift_numba.ring_paths(targets, code, bits * dimension, path)
+    return code.T[path].reshape(sequences, samples)
 
 
 def best_path_plainly(
