@@ -37,17 +37,16 @@ def subjects(world: World) -> list[str]:
 
 
 def points(world: World) -> list[Point]:
-    """All ways to compress, calibrated; `nwc` fine-tuned as well."""
-    names = tuple(name for name in WAYS if name not in ra.TRAINED)
-    return [
+    """All ways to compress, calibrated; `nwc` fine-tuned as well.
+
+    In the order of distance from 4 bits, so that a stopped run has something of everything.
+    """
+    found = [
         point
         for subject in subjects(world)
-        for point in [
-            *ra.points(world, subject, names),
-            *ra.points(world, subject, ra.TRAINED),
-            *ra.tuned(world, subject),
-        ]
+        for point in [*ra.points(world, subject, tuple(WAYS)), *ra.tuned(world, subject)]
     ]
+    return sorted(found, key=lambda point: abs(point["asked"] - 4))
 
 
 def kl_at(rows: list[Row], bits: float) -> float | None:
