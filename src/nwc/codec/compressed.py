@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import struct
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -20,8 +21,9 @@ from nwc.coding.container import Section
 from nwc.coding.tables import TableBank
 from nwc.coding.tiling import Classes, TileDecoder
 from nwc.errors import BitstreamError
+from nwc.kernels import rans_native
 from nwc.kernels.backend import backend, decode_tile
-from nwc.kernels.rans_native import decode_tiles
+from nwc.kernels.matrix_native import NativeMatrix
 from nwc.kernels.synthesis_native import Output, Synthesis, Values
 from nwc.numerics.chunking import CHUNK
 
@@ -57,9 +59,6 @@ class MeasuredErrors(NamedTuple):
             raise BitstreamError(f"errors have {len(data)} bytes, wanted 12")
         return cls(*struct.unpack("<3f", data))
 
-
-_BAND = 4
-"""Tiles that a thread decodes together: enough to hide the waiting times of each."""
 
 _FUSED = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -214,7 +213,7 @@ class CompressedTensor:
         return Decoding(len(self.stream.tiles), part, result)
 
     def _fused(self, out: Tensor) -> Decoding:
-        """Decoding and synthesis in C, a band of tiles at a time, into place."""
+        """Decoding and synthesis in C, into place; every part does what is left."""
         first, values = self._lookup
         rows = torch.ones(self.stream.head.rows) if self.row_scales is None else self.row_scales
         synthesis = Synthesis(
@@ -232,15 +231,15 @@ class CompressedTensor:
                 by_column=self.stream.head.transposed,
             ),
         )
-        bands = self.stream.bands(_BAND)
+        matrix = NativeMatrix(self.stream, synthesis)
 
-        def part(i: int) -> None:
-            tile, integers = self.stream.band(bands[i], decode_tiles)
-            synthesis.write(
-                integers, self.stream.classes_of(tile), tile.column, tile.chunk * CHUNK
-            )
+        def part(_: int) -> None:
+            bad = matrix.restore()
+            if bad is not None:
+                self.stream.tile(bad, rans_native.decode_tile)  # raises what is wrong with it
+                raise BitstreamError(f"tile {bad} changed while it was decoded")
 
-        return Decoding(len(bands), part, lambda: out)
+        return Decoding(min(matrix.bands, os.cpu_count() or 1), part, lambda: out)
 
     def _synthesis(
         self, integers: Int16[Tensor, "columns chunks 16"], classes: Classes

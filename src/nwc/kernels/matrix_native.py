@@ -1,0 +1,78 @@
+"""Whole matrices in C: from the words of their tiles to weights in place.
+
+One call of a thread takes bands of tiles until none is left, so that threads share a matrix
+without a word of Python between two bands. The oracle is `codec.compressed` with any other kernel.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+
+import numpy as np
+
+from nwc.coding.bitstream import Bitstream
+from nwc.kernels import native_library, rans_native
+from nwc.kernels.synthesis_native import Synthesis
+
+_BAND = 4
+"""BAND of nwc.h."""
+
+_ours = threading.local()
+
+
+class NativeMatrix:
+    """One matrix, restored once.
+
+    Args:
+        stream: its words; patches and integers of tables are such that `synthesis` has values.
+        synthesis: of the whole matrix.
+    """
+
+    def __init__(self, stream: Bitstream, synthesis: Synthesis) -> None:
+        head = stream.head
+        places, values = stream.patches
+        tables = rans_native.lookups(stream.tables)
+        whole = synthesis.struct(stream.classes)
+        # What the struct points into must live as long as it does.
+        self._owned = (stream, synthesis, tables, whole)
+        self._struct = native_library.Matrix(
+            tables=ctypes.addressof(tables.struct),
+            synthesis=ctypes.addressof(whole),
+            words=stream.container.payload.ctypes.data,
+            index=stream.index.entries.ctypes.data,
+            starts=stream.index.starts.ctypes.data,
+            places=places.ctypes.data,
+            values=values.ctypes.data,
+            patches=len(places),
+            chunks=head.chunks,
+            tile_columns=head.tile_columns,
+            tile_chunks=head.tile_chunks,
+        )
+        self._library = native_library.library()
+        self._scratch_size = self._library.nwc_scratch_size(ctypes.byref(self._struct))
+        self._next = ctypes.c_int64(0)
+        strips = -(-head.columns // head.tile_columns)
+        self.bands = -(-strips // _BAND) * (len(stream.index.starts) // strips)
+
+    def restore(self) -> int | None:
+        """Restore what no other thread has taken yet.
+
+        Returns:
+            The number of a tile that is damaged, if one is; the matrix then stays incomplete.
+        """
+        bad = self._library.nwc_restore(
+            native_library.level(),
+            ctypes.byref(self._struct),
+            ctypes.byref(self._next),
+            _scratch(self._scratch_size),
+        )
+        return None if bad < 0 else bad
+
+
+def _scratch(size: int) -> int:
+    """Address of memory of this thread's own, which stays: new memory costs a fault a page."""
+    found = getattr(_ours, "scratch", None)
+    if found is None or len(found) < size:
+        found = _ours.scratch = np.empty(size, dtype=np.uint8)
+    return found.ctypes.data
