@@ -60,6 +60,9 @@ class MeasuredErrors(NamedTuple):
         return cls(*struct.unpack("<3f", data))
 
 
+_CORES = os.cpu_count() or 1
+"""Threads that may share one matrix."""
+
 _FUSED = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
@@ -239,7 +242,7 @@ class CompressedTensor:
                 self.stream.tile(bad, rans_native.decode_tile)  # raises what is wrong with it
                 raise BitstreamError(f"tile {bad} changed while it was decoded")
 
-        return Decoding(min(matrix.bands, os.cpu_count() or 1), part, lambda: out)
+        return Decoding(min(matrix.bands, _CORES), part, lambda: out)
 
     def _synthesis(
         self, integers: Int16[Tensor, "columns chunks 16"], classes: Classes
@@ -260,25 +263,37 @@ class CompressedTensor:
                 out[part] = self.codec.synthesis(flat[part], each[part], self.log2_gain)
         return out.view(integers.shape)
 
-    @cached_property
-    def _lookup(self) -> tuple[int, Float[Tensor, "levels symbols"]]:
-        """The synthesis of every integer that occurs, for codecs that treat weights one by one.
-
-        Returns:
-            The smallest integer, and the values from it on for every level.
-        """
-        tables, patched = self.stream.tables.tables, self.stream.patches[1]
+    @property
+    def reach(self) -> tuple[int, int]:
+        """The smallest and the largest integer that the tables hold."""
         # A trellis has twice as many integers as symbols, half a step apart.
         spacing = 1 if self.stream.tables.trellis is None else 2
-        first = min(spacing * min(t.first for t in tables), int(patched.min(initial=0)))
-        last = max(spacing * (max(t.last for t in tables) + 1), int(patched.max(initial=0)))
+        tables = self.stream.tables.tables
+        return (
+            spacing * min(table.first for table in tables),
+            spacing * (max(table.last for table in tables) + 1),
+        )
+
+    def values(self, first: int, last: int) -> Float[Tensor, "levels integers"]:
+        """The synthesis of first, first + 1, ... for every level; whole chunks, past the last.
+
+        For codecs that treat weights one by one.
+        """
+        spacing = 1 if self.stream.tables.trellis is None else 2
         count = -(-(last - first + 1) // CHUNK) * CHUNK
-        symbols = torch.arange(first, first + count).float().view(-1, CHUNK) / spacing
+        latents = torch.arange(first, first + count).float().view(-1, CHUNK) / spacing
         levels = torch.arange(self.stream.head.classes)
         with torch.no_grad():
             values = self.codec.synthesis(
-                symbols.expand(len(levels), -1, CHUNK),
-                levels[:, None].expand(-1, len(symbols)),
+                latents.expand(len(levels), -1, CHUNK),
+                levels[:, None].expand(-1, len(latents)),
                 self.log2_gain,
             )
-        return first, values.reshape(len(levels), -1)
+        return values.reshape(len(levels), -1)
+
+    @cached_property
+    def _lookup(self) -> tuple[int, Float[Tensor, "levels integers"]]:
+        """The smallest integer that occurs, or 0, and the values from it on, patches included."""
+        (first, last), patched = self.reach, self.stream.patches[1]
+        first = min(first, int(patched.min(initial=0)))
+        return first, self.values(first, max(last, int(patched.max(initial=0))))

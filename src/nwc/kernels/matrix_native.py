@@ -18,7 +18,8 @@ from nwc.kernels.synthesis_native import Synthesis
 _BAND = 4
 """BAND of nwc.h."""
 
-_ours = threading.local()
+scratch = threading.local()
+"""Memory of each thread, kept from matrix to matrix: new memory costs a fault a page."""
 
 
 class NativeMatrix:
@@ -65,14 +66,14 @@ class NativeMatrix:
             native_library.level(),
             ctypes.byref(self._struct),
             ctypes.byref(self._next),
-            _scratch(self._scratch_size),
+            _own_scratch(self._scratch_size),
         )
         return None if bad < 0 else bad
 
 
-def _scratch(size: int) -> int:
-    """Address of memory of this thread's own, which stays: new memory costs a fault a page."""
-    found = getattr(_ours, "scratch", None)
+def _own_scratch(size: int) -> int:
+    """Address of this thread's scratch."""
+    found = getattr(scratch, "memory", None)
     if found is None or len(found) < size:
-        found = _ours.scratch = np.empty(size, dtype=np.uint8)
+        found = scratch.memory = np.empty(size, dtype=np.uint8)
     return found.ctypes.data

@@ -49,7 +49,7 @@ class Values:
     """What an integer of each class is worth.
 
     Args:
-        first: the smallest integer.
+        first: the smallest integer, 0 or below.
         values: FP32 [classes, integers], of first, first + 1, ...
         column_scales: FP32 [n].
         row_scales: FP32 [m].
