@@ -9,7 +9,7 @@ the other, each column's chunks downwards, 16 lanes to a chunk. Tiles decode ind
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple

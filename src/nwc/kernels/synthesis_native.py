@@ -90,9 +90,7 @@ class Synthesis:
         self._library = native_library.library()
         self._library.nwc_prefer_large_pages(output.address, output.count * self._item)
 
-    def struct(
-        self, classes: Classes, column: int = 0, row: int = 0
-    ) -> native_library.Synthesis:
+    def struct(self, classes: Classes, column: int = 0, row: int = 0) -> native_library.Synthesis:
         """All that a rectangle's weights depend on but its integers.
 
         Args:
