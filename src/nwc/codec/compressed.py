@@ -234,7 +234,7 @@ class CompressedTensor:
                 by_column=self.stream.head.transposed,
             ),
         )
-        matrix = NativeMatrix(self.stream, synthesis)
+        matrix = NativeMatrix(self.stream, synthesis, owner=out)
 
         def part(_: int) -> None:
             bad = matrix.restore()

@@ -15,9 +15,6 @@ from nwc.coding.bitstream import Bitstream
 from nwc.kernels import native_library, rans_native
 from nwc.kernels.synthesis_native import Synthesis
 
-_BAND = 4
-"""BAND of nwc.h."""
-
 scratch = threading.local()
 """Memory of each thread, kept from matrix to matrix: new memory costs a fault a page."""
 
@@ -28,15 +25,16 @@ class NativeMatrix:
     Args:
         stream: its words; patches and integers of tables are such that `synthesis` has values.
         synthesis: of the whole matrix.
+        owner: of the memory that weights go to, if it could be freed while a thread is at work.
     """
 
-    def __init__(self, stream: Bitstream, synthesis: Synthesis) -> None:
+    def __init__(self, stream: Bitstream, synthesis: Synthesis, owner: object = None) -> None:
         head = stream.head
         places, values = stream.patches
         tables = rans_native.lookups(stream.tables)
         whole = synthesis.struct(stream.classes)
         # What the struct points into must live as long as it does.
-        self._owned = (stream, synthesis, tables, whole)
+        self._owned = (stream, synthesis, tables, whole, owner)
         self._struct = native_library.Matrix(
             tables=ctypes.addressof(tables.struct),
             synthesis=ctypes.addressof(whole),
@@ -51,10 +49,9 @@ class NativeMatrix:
             tile_chunks=head.tile_chunks,
         )
         self._library = native_library.library()
-        self._scratch_size = self._library.nwc_scratch_size(ctypes.byref(self._struct))
         self._next = ctypes.c_int64(0)
-        strips = -(-head.columns // head.tile_columns)
-        self.bands = -(-strips // _BAND) * (len(stream.index.starts) // strips)
+        self.bands: int = self._library.nwc_bands(ctypes.byref(self._struct))
+        self._scratch_size = self._library.nwc_scratch_size(ctypes.byref(self._struct))
 
     def restore(self) -> int | None:
         """Restore what no other thread has taken yet.

@@ -108,6 +108,8 @@ def load() -> Loaded:
     library.nwc_prefer_large_pages.argtypes = [void, ctypes.c_size_t]
     library.nwc_prefer_large_pages.restype = None
     library.nwc_synthesise.argtypes = [ctypes.c_int, void]
+    library.nwc_bands.argtypes = [void]
+    library.nwc_bands.restype = number
     library.nwc_scratch_size.argtypes = [void]
     library.nwc_scratch_size.restype = number
     library.nwc_restore.argtypes = [ctypes.c_int, void, void, void]

@@ -98,6 +98,7 @@ NWC_EXPORT int nwc_decode(int level, const nwc_tables *tables, nwc_tile *tiles, 
                           const uint8_t *rows, int64_t chunks);
 NWC_EXPORT void nwc_prefer_large_pages(void *start, size_t size);
 NWC_EXPORT int nwc_synthesise(int level, const nwc_synthesis *synthesis);
+NWC_EXPORT int64_t nwc_bands(const nwc_matrix *matrix);
 NWC_EXPORT int64_t nwc_scratch_size(const nwc_matrix *matrix);
 NWC_EXPORT int64_t nwc_restore(int level, const nwc_matrix *matrix, int64_t *next, void *scratch);
 

@@ -63,7 +63,7 @@ static void find_band(const nwc_matrix *m, int64_t number, band *b) {
     }
 }
 
-static int64_t bands_of(const nwc_matrix *m) {
+int64_t nwc_bands(const nwc_matrix *m) {
     return up(up(m->synthesis->columns, m->tile_columns), BAND) * up(m->chunks, m->tile_chunks);
 }
 
@@ -167,7 +167,7 @@ static int64_t restore_band(int level, const nwc_matrix *m, const plan *plan, ba
 /* Takes bands from `*next` on, which all threads share, until none is left. Returns -1, or the
    number of a damaged tile; no band is then begun any more. */
 int64_t nwc_restore(int level, const nwc_matrix *m, int64_t *next, void *scratch) {
-    const int64_t bands = bands_of(m);
+    const int64_t bands = nwc_bands(m);
     int64_t chunk = -1, bad = -1;
     plan plan;
     for (;;) {
