@@ -129,7 +129,7 @@ def restore_noise(rng):
         tables=tables,
         index=Index(entries, starts),
         container=SimpleNamespace(payload=words),
-        patches=(places, rng.choice([low, high], len(places)).astype(np.int64)),
+        patches=(places, rng.choice([low, min(high, 2**15 - 1)], len(places)).astype(np.int64)),
     )
     values = Values(
         first=low,
