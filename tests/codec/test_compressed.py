@@ -1,13 +1,16 @@
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
+import crc32c
 import pytest
 import torch
+import xxhash
 
 from nwc.codec.compressed import CompressedTensor, MeasuredErrors
 from nwc.codec.config import DEFAULT, IDENTITY, LIGHT, CodecConfig
 from nwc.codec.model import WeightCodec
 from nwc.coding import tiling
+from nwc.coding.container import Section
 from nwc.coding.tables import TableBank
 from nwc.coding.tiling import Profile
 from nwc.errors import BitstreamError
@@ -81,6 +84,39 @@ def test_decoding_and_synthesis_in_c_give_the_same_bits(
     assert torch.equal(tensor.weight(dtype), plain)
     with ThreadPoolExecutor(3) as executor:
         assert torch.equal(tensor.weight(dtype, executor=executor), plain)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_damaged_tile_is_named(monkeypatch, level, threads):
+    bank = TableBank()
+    _, tensor = make(DEFAULT, bank=bank)
+    monkeypatch.setenv("NWC_BACKEND", "native")
+    monkeypatch.setenv("NWC_NATIVE_LEVEL", level)
+    for i in (0, 7, len(tensor.stream.tiles) - 1):
+        for hidden, message in ((False, "checksum of its"), (True, "tile ends|lane|a lane")):
+            data = with_damaged_tile(tensor.stream.container, tensor.stream.tiles[i], i, hidden)
+            damaged = CompressedTensor(data, tensor.codec, bank)
+            wanted = pytest.raises(BitstreamError, match=f"tile {i}: ({message})")
+            with ThreadPoolExecutor(threads) as executor, wanted as native:
+                damaged.weight(executor=executor)
+            with pytest.raises(BitstreamError) as tile_alone:
+                damaged.tile(i)
+            assert str(native.value) == str(tile_alone.value)
+
+
+def with_damaged_tile(container, tile, number, hidden):
+    """A stream whose own hash holds; `hidden`: the checksum of the tile, too."""
+    data = bytearray(container.view)
+    payload = len(data) - 8 - 2 * container.head.words
+    start, stop = payload + 2 * tile.word, payload + 2 * (tile.word + tile.words)
+    data[(start + stop) // 2] ^= 1
+    if hidden:
+        place = bytes(data).index(bytes(container.section(Section.INDEX))) + 72 * number + 4
+        data[place : place + 4] = crc32c.crc32c(data[start:stop]).to_bytes(4, "little")
+        data[payload - 4 : payload] = crc32c.crc32c(data[: payload - 4]).to_bytes(4, "little")
+    data[-8:] = xxhash.xxh3_64_intdigest(bytes(data[:-8])).to_bytes(8, "little")
+    return bytes(data)
 
 
 def test_bands_cover_every_tile_once():

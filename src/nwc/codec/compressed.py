@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import struct
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -20,8 +21,9 @@ from nwc.coding.container import Section
 from nwc.coding.tables import TableBank
 from nwc.coding.tiling import Classes, TileDecoder
 from nwc.errors import BitstreamError
+from nwc.kernels import rans_native
 from nwc.kernels.backend import backend, decode_tile
-from nwc.kernels.rans_native import decode_tiles
+from nwc.kernels.matrix_native import NativeMatrix
 from nwc.kernels.synthesis_native import Output, Synthesis, Values
 from nwc.numerics.chunking import CHUNK
 
@@ -58,8 +60,8 @@ class MeasuredErrors(NamedTuple):
         return cls(*struct.unpack("<3f", data))
 
 
-_BAND = 4
-"""Tiles that a thread decodes together: enough to hide the waiting times of each."""
+_CORES = os.cpu_count() or 1
+"""Threads that may share one matrix."""
 
 _FUSED = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -214,7 +216,7 @@ class CompressedTensor:
         return Decoding(len(self.stream.tiles), part, result)
 
     def _fused(self, out: Tensor) -> Decoding:
-        """Decoding and synthesis in C, a band of tiles at a time, into place."""
+        """Decoding and synthesis in C, into place; every part does what is left."""
         first, values = self._lookup
         rows = torch.ones(self.stream.head.rows) if self.row_scales is None else self.row_scales
         synthesis = Synthesis(
@@ -232,15 +234,15 @@ class CompressedTensor:
                 by_column=self.stream.head.transposed,
             ),
         )
-        bands = self.stream.bands(_BAND)
+        matrix = NativeMatrix(self.stream, synthesis, owner=out)
 
-        def part(i: int) -> None:
-            tile, integers = self.stream.band(bands[i], decode_tiles)
-            synthesis.write(
-                integers, self.stream.classes_of(tile), tile.column, tile.chunk * CHUNK
-            )
+        def part(_: int) -> None:
+            bad = matrix.restore()
+            if bad is not None:
+                self.stream.tile(bad, rans_native.decode_tile)  # raises what is wrong with it
+                raise BitstreamError(f"tile {bad} changed while it was decoded")
 
-        return Decoding(len(bands), part, lambda: out)
+        return Decoding(min(matrix.bands, _CORES), part, lambda: out)
 
     def _synthesis(
         self, integers: Int16[Tensor, "columns chunks 16"], classes: Classes
@@ -261,25 +263,37 @@ class CompressedTensor:
                 out[part] = self.codec.synthesis(flat[part], each[part], self.log2_gain)
         return out.view(integers.shape)
 
-    @cached_property
-    def _lookup(self) -> tuple[int, Float[Tensor, "levels symbols"]]:
-        """The synthesis of every integer that occurs, for codecs that treat weights one by one.
-
-        Returns:
-            The smallest integer, and the values from it on for every level.
-        """
-        tables, patched = self.stream.tables.tables, self.stream.patches[1]
+    @property
+    def reach(self) -> tuple[int, int]:
+        """The smallest and the largest integer that the tables hold."""
         # A trellis has twice as many integers as symbols, half a step apart.
         spacing = 1 if self.stream.tables.trellis is None else 2
-        first = min(spacing * min(t.first for t in tables), int(patched.min(initial=0)))
-        last = max(spacing * (max(t.last for t in tables) + 1), int(patched.max(initial=0)))
+        tables = self.stream.tables.tables
+        return (
+            spacing * min(table.first for table in tables),
+            spacing * (max(table.last for table in tables) + 1),
+        )
+
+    def values(self, first: int, last: int) -> Float[Tensor, "levels integers"]:
+        """The synthesis of first, first + 1, ... for every level; whole chunks, past the last.
+
+        For codecs that treat weights one by one.
+        """
+        spacing = 1 if self.stream.tables.trellis is None else 2
         count = -(-(last - first + 1) // CHUNK) * CHUNK
-        symbols = torch.arange(first, first + count).float().view(-1, CHUNK) / spacing
+        latents = torch.arange(first, first + count).float().view(-1, CHUNK) / spacing
         levels = torch.arange(self.stream.head.classes)
         with torch.no_grad():
             values = self.codec.synthesis(
-                symbols.expand(len(levels), -1, CHUNK),
-                levels[:, None].expand(-1, len(symbols)),
+                latents.expand(len(levels), -1, CHUNK),
+                levels[:, None].expand(-1, len(latents)),
                 self.log2_gain,
             )
-        return first, values.reshape(len(levels), -1)
+        return values.reshape(len(levels), -1)
+
+    @cached_property
+    def _lookup(self) -> tuple[int, Float[Tensor, "levels integers"]]:
+        """The smallest integer that occurs, or 0, and the values from it on, patches included."""
+        (first, last), patched = self.reach, self.stream.patches[1]
+        first = min(first, int(patched.min(initial=0)))
+        return first, self.values(first, max(last, int(patched.max(initial=0))))

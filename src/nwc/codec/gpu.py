@@ -286,20 +286,9 @@ def _places(
 
 def _values(tensor: CompressedTensor) -> Values:
     """The synthesis of every integer that a stream's tables hold."""
-    tables = tensor.stream.tables
-    spacing = 1 if tables.trellis is None else 2
-    first = spacing * min(table.first for table in tables.tables) // ALIGNMENT * ALIGNMENT
-    last = spacing * (max(table.last for table in tables.tables) + 1)
-    count = -(-(last - first + 1) // CHUNK) * CHUNK
-    latents = torch.arange(first, first + count).float().view(-1, CHUNK) / spacing
-    levels = torch.arange(tensor.stream.head.classes)
-    with torch.no_grad():
-        found = tensor.codec.synthesis(
-            latents.expand(len(levels), -1, CHUNK),
-            levels[:, None].expand(-1, len(latents)),
-            tensor.log2_gain,
-        )
-    return Values(first, found.reshape(len(levels), -1).numpy())
+    first, last = tensor.reach
+    first = first // ALIGNMENT * ALIGNMENT
+    return Values(first, tensor.values(first, last).numpy())
 
 
 def _row_scales(tensor: CompressedTensor) -> Float[Tensor, " rows"]:

@@ -9,9 +9,10 @@ the other, each column's chunks downwards, 16 lanes to a chunk. Tiles decode ind
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
 import crc32c
 import numpy as np
@@ -23,9 +24,7 @@ from nwc.coding.rans import LANES
 from nwc.coding.tables import TableBank, from_bytes, to_bytes
 from nwc.coding.tiling import (
     PROFILES,
-    BandDecoder,
     Classes,
-    CodedTile,
     DecodingTables,
     EncodingTables,
     Profile,
@@ -212,6 +211,18 @@ def rebank(data: bytes, old: TableBank, new: TableBank) -> bytes:
     return pack(container.head, sections, [container.payload.tobytes()])
 
 
+class Index(NamedTuple):
+    """The index of a stream as it is stored.
+
+    Args:
+        entries: [tiles, 18]: number of words, their CRC32C, 16 states.
+        starts: [tiles] first word of each.
+    """
+
+    entries: NDArray[np.uint32]
+    starts: NDArray[np.int64]
+
+
 class Bitstream:
     """A parsed and checked stream; nothing is decoded until asked for.
 
@@ -226,12 +237,12 @@ class Bitstream:
     def __init__(self, data: bytes | memoryview, bank: TableBank | None = None) -> None:
         self.container = unpack(data)
         self.head = self.container.head
-        self.tiles = self._read_index()
+        self.index = self._read_index()
         self.classes = self._read_classes()
         self.tables = self._read_tables(bank or TableBank())
         self.patches = self._read_patches()
 
-    def _read_index(self) -> list[Tile]:
+    def _read_index(self) -> Index:
         head = self.head
         data = self.container.section(Section.INDEX)
         # Count before listing: a forged shape must not cost more than its bytes.
@@ -241,9 +252,15 @@ class Bitstream:
                 f"index has {len(data)} bytes, wanted {count} tiles of {_TILE.size}"
             )
         entries = np.frombuffer(data, dtype="<u4").reshape(count, -1)
-        ends = np.cumsum(entries[:, 0], dtype=np.uint64)
+        ends = np.cumsum(entries[:, 0], dtype=np.int64)
         if int(ends[-1]) != head.words:
             raise BitstreamError(f"tiles have {int(ends[-1])} words, the head says {head.words}")
+        return Index(entries, ends - entries[:, 0])
+
+    @cached_property
+    def tiles(self) -> list[Tile]:
+        """Places of all tiles, in the order of the file."""
+        head = self.head
         origins = tile_origins(head.chunks, head.columns, head.tile_chunks, head.tile_columns)
         return [
             Tile(
@@ -251,12 +268,14 @@ class Bitstream:
                 columns=min(head.tile_columns, head.columns - column),
                 chunk=chunk,
                 chunks=min(head.tile_chunks, head.chunks - chunk),
-                word=int(end) - int(entry[0]),
+                word=start,
                 words=int(entry[0]),
                 checksum=int(entry[1]),
                 states=entry[2:].astype(np.uint32),
             )
-            for (column, chunk), entry, end in zip(origins, entries, ends, strict=True)
+            for (column, chunk), entry, start in zip(
+                origins, self.index.entries, self.index.starts.tolist(), strict=True
+            )
         ]
 
     def _read_classes(self) -> Classes:
@@ -362,28 +381,6 @@ class Bitstream:
             for strip in range(0, strips, width)
             for row in range(down)
         ]
-
-    def band(self, numbers: Sequence[int], decoder: BandDecoder) -> tuple[Tile, NDArray[np.int16]]:
-        """Tiles that lie side by side, their checksums verified first.
-
-        Args:
-            numbers: theirs, one of `bands`.
-            decoder: kernel.
-
-        Returns:
-            The rectangle that they cover, as one tile, and its integers [columns, chunks, 16].
-
-        Raises:
-            BitstreamError: one of them is damaged.
-        """
-        coded = []
-        for i in numbers:
-            tile, words = self._verified(i)
-            coded.append(CodedTile(words, tile.states, tile.columns, f"tile {i}: "))
-        whole = self.tiles[numbers[0]]._replace(columns=sum(each.columns for each in coded))
-        integers = decoder(coded, self.classes_of(whole), self.tables)
-        self._patch(integers, whole)
-        return whole, integers
 
     def _verified(self, i: int) -> tuple[Tile, NDArray[np.uint16]]:
         if not 0 <= i < len(self.tiles):

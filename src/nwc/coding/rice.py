@@ -110,14 +110,15 @@ def decode(data: bytes | memoryview, count: int) -> tuple[NDArray[np.int64], int
             f"Rice code of {count} values wants {start} bytes before its unary plane, "
             f"got {len(raw)}"
         )
-    bits = np.unpackbits(raw[parameter_bytes:start])[:total].astype(np.int64)
-    ends = np.cumsum(k)
-    position = np.arange(total) - np.repeat(ends - k, k)
-    weights = bits << (np.repeat(k, k) - 1 - position)
-    sums = np.concatenate([[0], np.cumsum(weights)])
-    remainders = sums[ends] - sums[ends - k]
+    # The k bits of a value lie within the three bytes from its first bit on.
+    padded = np.zeros(remainder_bytes + 3, dtype=np.int64)
+    padded[:remainder_bytes] = raw[parameter_bytes:start]
+    three = padded[:-2] << 16 | padded[1:-1] << 8 | padded[2:]
+    first = np.cumsum(k) - k
+    remainders = three[first >> 3] >> (24 - (first & 7) - k) & ((1 << k) - 1)
     ones, unary_bytes = _first_ones(raw[start:], len(live))
-    quotients = np.diff(ones, prepend=-1) - 1
+    quotients = ones.copy()
+    quotients[1:] -= ones[:-1] + 1
     if len(quotients) and int(quotients.max()) >= MAX_VALUE:
         raise BitstreamError(f"Rice code holds a value above {MAX_VALUE - 1}")
     found = (quotients << k) + remainders

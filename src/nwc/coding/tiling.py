@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -93,9 +93,6 @@ class CodedTile(NamedTuple):
     columns: int
     name: str = ""
 
-
-BandDecoder = Callable[[Sequence[CodedTile], Classes, "DecodingTables"], "NDArray[np.int16]"]
-"""(tiles from left to right, classes of all of them, tables) -> integers [columns, chunks, 16]."""
 
 TileEncoder = Callable[
     ["NDArray[np.int16]", Classes, "EncodingTables"],

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from nwc.errors import ConfigError
 from nwc.kernels.native.compile import LIBRARY
 
-VERSION = 1
+VERSION = 2
 LEVELS = ("plain", "avx2", "avx512")
 """Instruction sets, by the numbers that the library gives them; each holds those before it."""
 
@@ -57,6 +57,24 @@ class Synthesis(ctypes.Structure):
     )
 
 
+class Matrix(ctypes.Structure):
+    """`nwc_matrix` of nwc.h."""
+
+    _fields_ = (
+        ("tables", ctypes.c_void_p),
+        ("synthesis", ctypes.c_void_p),
+        ("words", ctypes.c_void_p),
+        ("index", ctypes.c_void_p),
+        ("starts", ctypes.c_void_p),
+        ("places", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("patches", ctypes.c_int64),
+        ("chunks", ctypes.c_int64),
+        ("tile_columns", ctypes.c_int64),
+        ("tile_chunks", ctypes.c_int64),
+    )
+
+
 class Loaded(NamedTuple):
     """The library, or why there is none.
 
@@ -90,6 +108,12 @@ def load() -> Loaded:
     library.nwc_prefer_large_pages.argtypes = [void, ctypes.c_size_t]
     library.nwc_prefer_large_pages.restype = None
     library.nwc_synthesise.argtypes = [ctypes.c_int, void]
+    library.nwc_bands.argtypes = [void]
+    library.nwc_bands.restype = number
+    library.nwc_scratch_size.argtypes = [void]
+    library.nwc_scratch_size.restype = number
+    library.nwc_restore.argtypes = [ctypes.c_int, void, void, void]
+    library.nwc_restore.restype = number
     return Loaded(library, best=library.nwc_level())
 
 

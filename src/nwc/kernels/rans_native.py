@@ -37,22 +37,22 @@ _TILE = np.dtype(
 """`nwc_tile` of nwc.h."""
 
 
-class _Lookups(NamedTuple):
+class Lookups(NamedTuple):
     """What the decoder reads; the struct points into the arrays."""
 
     struct: native_library.Tables
     arrays: tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.int32]]
 
 
-def _lookups(tables: DecodingTables) -> _Lookups:
+def lookups(tables: DecodingTables) -> Lookups:
     """Made once for all tiles of a matrix."""
     found = tables.kernel_cache.get(__name__)
     if found is None:
-        found = tables.kernel_cache[__name__] = _make_lookups(tables)
+        found = tables.kernel_cache[__name__] = _made(tables)
     return found
 
 
-def _make_lookups(tables: DecodingTables) -> _Lookups:
+def _made(tables: DecodingTables) -> Lookups:
     frequencies = np.concatenate([table.frequencies for table in tables.tables]).astype(np.uint16)
     sizes = np.array([len(table) for table in tables.tables], dtype=np.int64)
     entries = np.empty((len(sizes), TOTAL), dtype=np.uint32)
@@ -71,13 +71,18 @@ def _make_lookups(tables: DecodingTables) -> _Lookups:
     struct = native_library.Tables(
         entries.ctypes.data, base.ctypes.data, firsts.ctypes.data, len(choice), *machine
     )
-    return _Lookups(struct, (entries, base, firsts))
+    return Lookups(struct, (entries, base, firsts))
 
 
 def decode_tiles(
     tiles: Sequence[CodedTile], classes: Classes, tables: DecodingTables
 ) -> NDArray[np.int16]:
-    """`coding.tiling.BandDecoder` equal to the plain one integer for integer.
+    """Integers [columns, chunks, 16] of tiles side by side, each as `coding.tiling` decodes it.
+
+    Args:
+        tiles: from left to right.
+        classes: of all of them.
+        tables: of the matrix.
 
     Raises:
         BitstreamError: a tile has too few or too many words, or a lane does not end at 2^16.
@@ -102,10 +107,10 @@ def decode_tiles(
         place += tile.columns
     if place != len(columns):
         raise ValueError(f"tiles have {place} columns, their classes {len(columns)}")
-    lookups = _lookups(tables)
+    struct = lookups(tables).struct
     library.nwc_decode(
         level,
-        ctypes.byref(lookups.struct),
+        ctypes.byref(struct),
         jobs.ctypes.data,
         len(jobs),
         rows.ctypes.data,

@@ -49,7 +49,7 @@ class Values:
     """What an integer of each class is worth.
 
     Args:
-        first: the smallest integer.
+        first: the smallest integer, 0 or below.
         values: FP32 [classes, integers], of first, first + 1, ...
         column_scales: FP32 [n].
         row_scales: FP32 [m].
@@ -90,6 +90,35 @@ class Synthesis:
         self._library = native_library.library()
         self._library.nwc_prefer_large_pages(output.address, output.count * self._item)
 
+    def struct(self, classes: Classes, column: int = 0, row: int = 0) -> native_library.Synthesis:
+        """All that a rectangle's weights depend on but its integers.
+
+        Args:
+            classes: of the rectangle, contiguous; they and this object outlive the struct.
+            column: its first column.
+            row: its first row.
+        """
+        values, output = self.values, self.output
+        element = (
+            column * output.stride + row if output.by_column else row * output.stride + column
+        )
+        return native_library.Synthesis(
+            column_classes=classes.columns.ctypes.data,
+            row_classes=classes.rows.ctypes.data,
+            column_scales=values.column_scales.ctypes.data + 4 * column,
+            row_scales=values.row_scales.ctypes.data + 4 * row,
+            values=values.values.ctypes.data,
+            steps=None if self._steps is None else self._steps.ctypes.data,
+            out=output.address + element * self._item,
+            columns=len(classes.columns),
+            rows=min(classes.rows.size, len(values.row_scales) - row),
+            count=values.values.shape[1],
+            stride=output.stride,
+            first=values.first,
+            dtype=self._dtype,
+            by_column=output.by_column,
+        )
+
     def write(self, integers: NDArray[np.int16], classes: Classes, column: int, row: int) -> None:
         """Write the weights of integers [columns, chunks, 16] from (row, column) on.
 
@@ -101,30 +130,7 @@ class Synthesis:
             column: its first column.
             row: its first row.
         """
-        values, output = self.values, self.output
-        columns, chunks, lanes = integers.shape
-        rows = min(chunks * lanes, len(values.row_scales) - row)
-        element = (
-            column * output.stride + row if output.by_column else row * output.stride + column
-        )
-        row_classes = np.ascontiguousarray(classes.rows)
-        column_classes = np.ascontiguousarray(classes.columns)
-        job = native_library.Synthesis(
-            integers.ctypes.data,
-            column_classes.ctypes.data,
-            row_classes.ctypes.data,
-            values.column_scales.ctypes.data + 4 * column,
-            values.row_scales.ctypes.data + 4 * row,
-            values.values.ctypes.data,
-            None if self._steps is None else self._steps.ctypes.data,
-            output.address + element * self._item,
-            columns,
-            integers.strides[0] // 2,
-            rows,
-            values.values.shape[1],
-            output.stride,
-            values.first,
-            self._dtype,
-            output.by_column,
-        )
+        classes = Classes(*map(np.ascontiguousarray, classes))
+        job = self.struct(classes, column, row)
+        job.integers, job.step = integers.ctypes.data, integers.strides[0] // 2
         self._library.nwc_synthesise(native_library.level(), ctypes.byref(job))

@@ -74,7 +74,7 @@ void nwc_advance_plain(const plan *plan, cursor **cursors, int count, int64_t co
     }
 }
 
-static void make_plan(plan *plan, const nwc_tables *t, const uint8_t *rows, int64_t chunks) {
+void nwc_make_plan(plan *plan, const nwc_tables *t, const uint8_t *rows, int64_t chunks) {
     plan->tables = t;
     plan->rows = rows;
     plan->chunks = chunks;
@@ -93,7 +93,7 @@ static void make_plan(plan *plan, const nwc_tables *t, const uint8_t *rows, int6
         plan->turn[path] = path >> 1 ^ (path & 1 ? (uint32_t)t->on_parity : 0);
 }
 
-static void begin(cursor *c, nwc_tile *tile) {
+void nwc_begin(cursor *c, nwc_tile *tile) {
     tile->read = -2;
     c->tile = tile;
     c->column = 0;
@@ -104,29 +104,33 @@ static void begin(cursor *c, nwc_tile *tile) {
     memset(c->paths, 0, sizeof c->paths);
 }
 
-static void finish(cursor *c) {
+void nwc_finish(cursor *c) {
     nwc_tile *tile = c->tile;
     tile->read = tile->word_count - (c->end - c->next) / 2;
     memcpy(tile->states, c->states, sizeof c->states);
 }
 
-/* Returns 0, or 1 if the words of a tile run out: its `read` is then -1. */
-int nwc_decode(int level, const nwc_tables *tables, nwc_tile *tiles, int64_t count,
-               const uint8_t *rows, int64_t chunks) {
-    advance *step = nwc_advance_plain;
+advance *nwc_advance_at(int level) {
 #if defined(__x86_64__)
-    if (level == LEVEL_AVX2) step = nwc_advance_avx2;
-    if (level == LEVEL_AVX512) step = nwc_advance_avx512;
+    if (level == LEVEL_AVX2) return nwc_advance_avx2;
+    if (level == LEVEL_AVX512) return nwc_advance_avx512;
 #else
     (void)level;
 #endif
+    return nwc_advance_plain;
+}
+
+/* Returns 0, or 1 if the words of a tile run out: its `read` is then -1. */
+int nwc_decode(int level, const nwc_tables *tables, nwc_tile *tiles, int64_t count,
+               const uint8_t *rows, int64_t chunks) {
+    advance *step = nwc_advance_at(level);
     plan plan;
-    make_plan(&plan, tables, rows, chunks);
+    nwc_make_plan(&plan, tables, rows, chunks);
     cursor cursors[MOST_IN_FLIGHT], *live[MOST_IN_FLIGHT];
     for (int64_t start = 0; start < count; start += MOST_IN_FLIGHT) {
         int left = (int)(count - start < MOST_IN_FLIGHT ? count - start : MOST_IN_FLIGHT);
         for (int i = 0; i < left; i++) {
-            begin(&cursors[i], &tiles[start + i]);
+            nwc_begin(&cursors[i], &tiles[start + i]);
             live[i] = &cursors[i];
         }
         while (left) {
@@ -145,7 +149,7 @@ int nwc_decode(int level, const nwc_tables *tables, nwc_tile *tiles, int64_t cou
                 if (live[i]->column < live[i]->tile->columns)
                     live[kept++] = live[i];
                 else
-                    finish(live[i]);
+                    nwc_finish(live[i]);
             }
             left = kept;
         }

@@ -41,6 +41,11 @@ typedef void advance(const plan *plan, cursor **cursors, int count, int64_t colu
 
 advance nwc_advance_plain, nwc_advance_avx2, nwc_advance_avx512;
 
+advance *nwc_advance_at(int level);
+void nwc_make_plan(plan *plan, const nwc_tables *tables, const uint8_t *rows, int64_t chunks);
+void nwc_begin(cursor *c, nwc_tile *tile);
+void nwc_finish(cursor *c);
+
 /* Makes a block of steps safe to read: near the end of the words it goes on in a padded copy. */
 NWC_INLINE const unsigned char *nwc_secure(cursor *c, const unsigned char *next) {
     ptrdiff_t left = c->end - next;

@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define NWC_VERSION 1
+#define NWC_VERSION 2
 
 #if defined(_WIN32)
 #define NWC_EXPORT __declspec(dllexport)
@@ -71,6 +71,25 @@ typedef struct {
 
 enum { DTYPE_F32, DTYPE_BF16, DTYPE_F16 };
 
+/* A whole matrix: tiles stand in strips of `tile_columns` columns from left to right, those of a
+   strip from top to bottom. Tiles that lie side by side, BAND of them, are decoded together. */
+typedef struct {
+    const nwc_tables *tables;
+    const nwc_synthesis *synthesis; /* of all of it; `integers` and `step` are not read */
+    const unsigned char *words;     /* of all tiles, as `nwc_tile` has them */
+    const unsigned char *index;     /* [tiles] of INDEX_BYTES, as the stream has them */
+    const int64_t *starts;          /* [tiles] first word of each */
+    const int64_t *places;          /* [patches] column * 16 chunks + row, ascending */
+    const int64_t *values;          /* [patches] integers */
+    int64_t patches;
+    int64_t chunks; /* of a column, padding included: row_classes has as many rows */
+    int64_t tile_columns;
+    int64_t tile_chunks;
+} nwc_matrix;
+
+/* Number of words, their CRC32C, states: 32-bit, little-endian. */
+enum { BAND = 4, INDEX_BYTES = 4 * (2 + LANES) };
+
 NWC_EXPORT int nwc_version(void);
 NWC_EXPORT int nwc_level(void);
 NWC_EXPORT void nwc_fill_entries(const uint16_t *frequencies, const int64_t *sizes, int64_t tables,
@@ -79,5 +98,8 @@ NWC_EXPORT int nwc_decode(int level, const nwc_tables *tables, nwc_tile *tiles, 
                           const uint8_t *rows, int64_t chunks);
 NWC_EXPORT void nwc_prefer_large_pages(void *start, size_t size);
 NWC_EXPORT int nwc_synthesise(int level, const nwc_synthesis *synthesis);
+NWC_EXPORT int64_t nwc_bands(const nwc_matrix *matrix);
+NWC_EXPORT int64_t nwc_scratch_size(const nwc_matrix *matrix);
+NWC_EXPORT int64_t nwc_restore(int level, const nwc_matrix *matrix, int64_t *next, void *scratch);
 
 #endif

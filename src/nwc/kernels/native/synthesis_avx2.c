@@ -62,13 +62,24 @@ TARGET static void by_column(const nwc_synthesis *s, int64_t rows) {
     }
 }
 
-TARGET static void by_row(const nwc_synthesis *s, int64_t rows, int64_t columns) {
-    for (int64_t r = 0; r < rows; r += LANES)
-        for (int64_t c = 0; c < columns; c += LANES) {
+/* Lanes without a column repeat the last one, so that they read nothing else. */
+TARGET static void by_row(const nwc_synthesis *s, int64_t rows) {
+    const int64_t item = s->dtype == DTYPE_F32 ? 4 : 2;
+    for (int64_t c = 0; c < s->columns; c += LANES) {
+        const int count = s->columns - c < LANES ? (int)(s->columns - c) : LANES;
+        const int16_t *columns[LANES];
+        uint8_t column_classes[LANES];
+        float scales[LANES];
+        for (int i = 0; i < LANES; i++) {
+            const int64_t column = c + (i < count ? i : count - 1);
+            columns[i] = s->integers + column * s->step;
+            column_classes[i] = s->column_classes[column];
+            scales[i] = s->column_scales[column];
+        }
+        for (int64_t r = 0; r < rows; r += LANES) {
             __m256i square[LANES];
-            const int16_t *integers = s->integers + c * s->step + r;
-            for (int i = 0; i < LANES; i++, integers += s->step)
-                square[i] = _mm256_loadu_si256((const __m256i *)integers);
+            for (int i = 0; i < LANES; i++)
+                square[i] = _mm256_loadu_si256((const __m256i *)(columns[i] + r));
             nwc_transpose(square);
             for (int i = 0; i < LANES; i++) {
                 const __m256i of_row = _mm256_set1_epi32(s->row_classes[r + i]);
@@ -77,26 +88,31 @@ TARGET static void by_row(const nwc_synthesis *s, int64_t rows, int64_t columns)
                                            _mm256_extracti128_si256(square[i], 1)};
                 __m256 value[2];
                 for (int h = 0; h < 2; h++) {
-                    const int64_t at = c + 8 * h;
-                    const __m256i of_columns = classes8(s->column_classes + at);
-                    const __m256i classes = _mm256_add_epi32(of_columns, of_row);
+                    const __m256i classes =
+                        _mm256_add_epi32(classes8(column_classes + 8 * h), of_row);
                     value[h] = look_up(s, halves[h], classes);
-                    value[h] = _mm256_mul_ps(value[h], _mm256_loadu_ps(s->column_scales + at));
+                    value[h] = _mm256_mul_ps(value[h], _mm256_loadu_ps(scales + 8 * h));
                     value[h] = _mm256_mul_ps(value[h], row_scale);
                 }
-                store(nwc_place(s, r + i, c), value[0], value[1], s->dtype);
+                unsigned char *place = nwc_place(s, r + i, c);
+                if (count == LANES) {
+                    store(place, value[0], value[1], s->dtype);
+                } else {
+                    unsigned char some[LANES * 4];
+                    store(some, value[0], value[1], s->dtype);
+                    memcpy(place, some, (size_t)(count * item));
+                }
             }
         }
+    }
 }
 
 void nwc_synthesise_avx2(const nwc_synthesis *s) {
-    const int64_t rows = s->rows & -LANES, columns = s->columns & -LANES;
-    if (s->by_column) {
+    const int64_t rows = s->rows & -LANES;
+    if (s->by_column)
         by_column(s, rows);
-    } else {
-        by_row(s, rows, columns);
-        nwc_synthesise_part(s, columns, s->columns, 0, rows);
-    }
+    else
+        by_row(s, rows);
     nwc_synthesise_part(s, 0, s->columns, rows, s->rows);
 }
 

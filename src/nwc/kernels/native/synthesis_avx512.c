@@ -117,8 +117,6 @@ TARGET NWC_INLINE void by_row(const nwc_synthesis *s, const fixed *f, int64_t ro
                 }
                 if (dtype == DTYPE_F32) {
                     store_line(place, _mm512_castps_si512(value[0]), f->past_caches);
-                } else if (squares == 1) {
-                    store(place, value[0], dtype);
                 } else {
                     const __m512i low = _mm512_castsi256_si512(halved(value[0], dtype));
                     const __m256i high = halved(value[1], dtype);
@@ -129,10 +127,59 @@ TARGET NWC_INLINE void by_row(const nwc_synthesis *s, const fixed *f, int64_t ro
     }
 }
 
+/* The same for at most 16 columns, which share lines of the cache with others. Lanes without a
+   column repeat the last one, so that they read nothing else; they are not stored. */
+TARGET NWC_INLINE void few_by_row(const nwc_synthesis *s, const fixed *f, int64_t rows,
+                                  int64_t start, int64_t stop, const int linear, const int dtype) {
+    const __mmask16 some = (__mmask16)((1u << (stop - start)) - 1);
+    const __m512 scale = _mm512_maskz_loadu_ps(some, s->column_scales + start);
+    const __m512i classes = _mm512_cvtepu8_epi32(
+        _mm_maskz_loadu_epi8(some, s->column_classes + start));
+    const __m512i last = _mm512_set1_epi32(s->column_classes[stop - 1]);
+    const __m512i keys = keys_of(f, _mm512_mask_mov_epi32(last, some, classes), linear);
+    for (int64_t r = 0; r < rows; r += LANES) {
+        int32_t row_keys[LANES];
+        _mm512_storeu_si512(row_keys, keys_of(f, classes_at(f->row_classes + r), linear));
+        __m256i square[LANES];
+        for (int i = 0; i < LANES; i++) {
+            const int64_t column = start + i < stop ? start + i : stop - 1;
+            square[i] = _mm256_loadu_si256((const __m256i *)(f->integers + column * f->step + r));
+        }
+        nwc_transpose(square);
+        unsigned char *place = nwc_place(s, r, start);
+        for (int i = 0; i < LANES; i++, place += f->pitch) {
+            const __m512i both = _mm512_add_epi32(keys, _mm512_set1_epi32(row_keys[i]));
+            __m512 value = _mm512_mul_ps(value_of(f, square[i], both, linear), scale);
+            value = _mm512_mul_ps(value, _mm512_set1_ps(f->row_scales[r + i]));
+            if (dtype == DTYPE_F32)
+                _mm512_mask_storeu_ps(place, some, value);
+            else
+                _mm256_mask_storeu_epi16(place, some, halved(value, dtype));
+        }
+    }
+}
+
+/* Columns before the first whole line of the cache, whole lines, and columns after them. */
+TARGET NWC_INLINE void by_lines(const nwc_synthesis *s, fixed *f, int64_t rows, const int linear,
+                                const int dtype) {
+    enum { LINE = 64 };
+    const int64_t item = dtype == DTYPE_F32 ? 4 : 2, width = LINE / item;
+    const int64_t before = -(int64_t)((uintptr_t)s->out % LINE) & (LINE - 1);
+    f->past_caches = f->pitch % LINE == 0 && before % item == 0;
+    int64_t start = f->past_caches ? before / item : 0;
+    if (start > s->columns) start = s->columns;
+    const int64_t stop = s->columns - (s->columns - start) % width;
+    for (int64_t c = 0; c < start; c += LANES)
+        few_by_row(s, f, rows, c, c + LANES < start ? c + LANES : start, linear, dtype);
+    by_row(s, f, rows, start, stop, linear, dtype, (int)(width / LANES));
+    for (int64_t c = stop; c < s->columns; c += LANES)
+        few_by_row(s, f, rows, c, c + LANES < s->columns ? c + LANES : s->columns, linear, dtype);
+    _mm_sfence();
+}
+
 TARGET NWC_INLINE void whole(const nwc_synthesis *s, const int linear, const int dtype) {
-    const int64_t rows = s->rows & -LANES, columns = s->columns & -LANES;
-    const int64_t pitch = s->stride * (dtype == DTYPE_F32 ? 4 : 2);
-    const fixed f = {
+    const int64_t rows = s->rows & -LANES;
+    fixed f = {
         .integers = s->integers,
         .row_classes = s->row_classes,
         .row_scales = s->row_scales,
@@ -141,18 +188,12 @@ TARGET NWC_INLINE void whole(const nwc_synthesis *s, const int linear, const int
         .count = _mm512_set1_epi32((int)s->count),
         .first = _mm512_set1_epi32(s->first),
         .step = s->step,
-        .pitch = pitch,
-        .past_caches = (((uintptr_t)s->out | (uintptr_t)pitch) & 63) == 0,
+        .pitch = s->stride * (dtype == DTYPE_F32 ? 4 : 2),
     };
-    if (s->by_column) {
+    if (s->by_column)
         by_column(s, &f, rows, linear, dtype);
-    } else {
-        const int64_t wide = dtype == DTYPE_F32 ? 0 : s->columns & -2 * LANES;
-        if (wide) by_row(s, &f, rows, 0, wide, linear, dtype, 2);
-        if (columns > wide) by_row(s, &f, rows, wide, columns, linear, dtype, 1);
-        nwc_synthesise_part(s, columns, s->columns, 0, rows);
-        _mm_sfence();
-    }
+    else
+        by_lines(s, &f, rows, linear, dtype);
     nwc_synthesise_part(s, 0, s->columns, rows, s->rows);
 }
 
