@@ -128,6 +128,7 @@ def test_loading_is_compared_with_safetensors():
     found = bench_load(Ecsq(), 2.0, width=128, repeats=1)
     assert found["compressed_bytes"] < found["plain_bytes"]
     assert [row["what"] for row in found["rows"]] == [
+        "weights, cached, in a new process",
         "weights, cached",
         "model, cached",
         "weights at 200 MB/s",

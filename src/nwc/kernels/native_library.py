@@ -105,8 +105,8 @@ def load() -> Loaded:
     library.nwc_fill_entries.argtypes = [void, void, number, void]
     library.nwc_fill_entries.restype = None
     library.nwc_decode.argtypes = [ctypes.c_int, void, void, number, void, number]
-    library.nwc_prefer_large_pages.argtypes = [void, ctypes.c_size_t]
-    library.nwc_prefer_large_pages.restype = None
+    library.nwc_prepare_output.argtypes = [void, ctypes.c_size_t]
+    library.nwc_prepare_output.restype = None
     library.nwc_synthesise.argtypes = [ctypes.c_int, void]
     library.nwc_bands.argtypes = [void]
     library.nwc_bands.restype = number

@@ -88,7 +88,7 @@ class Synthesis:
         self._item = 4 if self._dtype == 0 else 2
         self._steps = values.steps()
         self._library = native_library.library()
-        self._library.nwc_prefer_large_pages(output.address, output.count * self._item)
+        self._library.nwc_prepare_output(output.address, output.count * self._item)
 
     def struct(self, classes: Classes, column: int = 0, row: int = 0) -> native_library.Synthesis:
         """All that a rectangle's weights depend on but its integers.

@@ -96,7 +96,7 @@ NWC_EXPORT void nwc_fill_entries(const uint16_t *frequencies, const int64_t *siz
                                  uint32_t *entries);
 NWC_EXPORT int nwc_decode(int level, const nwc_tables *tables, nwc_tile *tiles, int64_t count,
                           const uint8_t *rows, int64_t chunks);
-NWC_EXPORT void nwc_prefer_large_pages(void *start, size_t size);
+NWC_EXPORT void nwc_prepare_output(void *start, size_t size);
 NWC_EXPORT int nwc_synthesise(int level, const nwc_synthesis *synthesis);
 NWC_EXPORT int64_t nwc_bands(const nwc_matrix *matrix);
 NWC_EXPORT int64_t nwc_scratch_size(const nwc_matrix *matrix);
