@@ -59,6 +59,7 @@ def plot(rows: list[Row], path: Path) -> None:
             )  # fmt: skip
         axis.set_xscale("log")
         axis.set_yscale("log")
+        style.plain_log(axis.xaxis, *([axis.yaxis] if quantity == "perplexity" else []))
         axis.set_xlabel("squared error (of unit variance)")
         axis.set_ylabel(label)
         axis.set_title(rows[0]["model"])
