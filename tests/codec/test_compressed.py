@@ -57,6 +57,9 @@ def test_every_way_of_decoding_gives_the_same_bits(config):
     assert torch.equal(tensor.weight(decoder=rans_numba.decode_tile), whole)
     with ThreadPoolExecutor(4) as executor:
         assert torch.equal(tensor.weight(executor=executor), whole)
+        with torch.inference_mode():
+            inferred = tensor.weight(decoder=rans_numba.decode_tile, executor=executor)
+        assert torch.equal(inferred, whole)
     assembled = torch.full_like(whole, float("nan"))
     for i, tile in enumerate(tensor.stream.tiles):
         values = tensor.tile(i)

@@ -200,7 +200,8 @@ class CompressedTensor:
         if decoder is None and elementwise and dtype in _FUSED and backend() == "native":
             return self._fused(torch.empty(self.shape, dtype=dtype) if out is None else out)
         head = self.stream.head
-        columns = torch.empty(head.columns, head.rows, dtype=dtype)
+        with torch.inference_mode(mode=False):  # parts may be done by threads outside of it
+            columns = torch.empty(head.columns, head.rows, dtype=dtype)
 
         def part(i: int) -> None:
             tile = self.stream.tiles[i]
