@@ -32,6 +32,8 @@ from nwc.methods.neural import Decisions
 from nwc.methods.registry import DENSE, MethodName
 
 MIN_BITS, MAX_BITS = 2.0, 7.0
+_OFF = 0.01
+"""Share of the rate asked for by which it may be missed without a word."""
 DEFAULT_BITS = 4.5
 
 
@@ -264,6 +266,12 @@ class Compress(Command):
 
         found = inspect_folder(self.output, self.codec)
         bits = found["bits_per_parameter"]
+        met = bits["tensors" if self.file_bits is None else "file"]
+        if self.method not in DENSE and abs(met / preparation.asked - 1) > _OFF:
+            err.print(
+                f"note: asked for {preparation.asked:g} bits per parameter, met {met:.3f}: the "
+                "last matrices cannot make up for the others; ask for another rate"
+            )
         if self.json:
             print_json({"output": str(self.output), **found})
             return

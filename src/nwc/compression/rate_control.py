@@ -33,8 +33,9 @@ _SLOPE_SPAN = 0.25
 _TILE_BYTES = 72
 _STREAM_BYTES = 130
 _TABLE_BYTES = 40
-_MAX_CHANGE = 0.75
-"""Octaves by which finished matrices may move the gain of the others."""
+_MAX_CHANGE, _SEEN_CHANGE = 0.75, 6.0
+"""Octaves by which finished matrices may move the gain of the others: by how much at first, and
+how much more when next to nothing is left. The last must not be ruined for all the rest."""
 
 _OFFSETS = (-1.5, 2.5)
 """Octaves by which a matrix may be quantised more coarsely or finely than the mean. Real layers
@@ -230,7 +231,8 @@ class RateController:
         bank = max(_BANK_BYTES, bank_bytes * (1 + _BANK_GROWTH * parameters / everything))
         missing = self.target_bits - self._spent(done, bank) - expected
         change = missing / max(1, parameters) / self.slope
-        return _clamp(self.reference + min(max(change, -_MAX_CHANGE), _MAX_CHANGE))
+        most = _MAX_CHANGE + _SEEN_CHANGE * (1 - parameters / everything)
+        return _clamp(self.reference + min(max(change, -most), most))
 
     def deviation(self, done: Mapping[str, Done], bank_bytes: int) -> float:
         """Relative difference of what everything takes and the target, when all is finished.
