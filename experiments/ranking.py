@@ -53,7 +53,7 @@ def points(world: World) -> list[Point]:
 def kl_at(rows: list[Row], bits: float) -> float | None:
     """Divergence of one method at a rate, from its measured points.
 
-    Up to a quarter of a bit beyond them its nearest two points are continued; farther, None.
+    Up to a third of a bit beyond them its nearest two points are continued; farther, None.
 
     Example:
         >>> rows = [{"bits": b, "kl_divergence": 4.0**-b} for b in (3, 4, 5)]
@@ -61,7 +61,7 @@ def kl_at(rows: list[Row], bits: float) -> float | None:
         (1.0, None)
     """
     known = sorted((row["bits"], math.log(row["kl_divergence"])) for row in rows)
-    if len(known) < 2 or not known[0][0] - 0.25 <= bits <= known[-1][0] + 0.25:
+    if len(known) < 2 or not known[0][0] - 0.34 <= bits <= known[-1][0] + 0.34:
         return None
     pairs = list(itertools.pairwise(known))
     (low, above), (high, below) = next((p for p in pairs if bits <= p[1][0]), pairs[-1])
@@ -118,7 +118,7 @@ def _behind(rows: list[Row], first: list[Row]) -> float:
 def _cells(rows: list[Row], first: list[Row]) -> list[str]:
     cells = []
     for asked in ra.BITS:
-        near = [row for row in rows if abs(row["asked"] - asked) <= 0.51]
+        near = [r for r in rows if min(ra.BITS, key=lambda b: abs(r["asked"] - b)) == asked]
         if not near:
             cells.append("")
             continue
@@ -132,7 +132,7 @@ def _cells(rows: list[Row], first: list[Row]) -> list[str]:
 def plot(rows: list[Row], path: Path) -> None:
     """Divergence against bits, a panel a model."""
     own = [row for row in rows if row["text"] == _first_text(rows, row["model"])]
-    ra.draw(own, ra.panels_of(own, (("kl_divergence", ra.KL),)), path)
+    ra.draw(own, ra.panels_of(own, (("kl_divergence", ra.KL),)), path, height=4.6, columns=5)
 
 
 def _first_text(rows: list[Row], model: str) -> str:

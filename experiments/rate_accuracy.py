@@ -123,12 +123,22 @@ AGREEMENT = "top-1 agreement"
 ACCURACY = "accuracy, mean of tasks"
 
 
-def draw(rows: list[Row], wanted: Sequence[Panel], path: Path) -> None:
-    """Panels of quantity over bits, a curve for each method and variant."""
-    figure, axes = style.panels(len(wanted))
+def draw(
+    rows: list[Row], wanted: Sequence[Panel], path: Path, *, height: float = 2.9, columns: int = 3
+) -> None:
+    """Panels of quantity over bits, a curve for each method and variant.
+
+    Args:
+        rows: of all panels.
+        wanted: the panels.
+        path: of the figure.
+        height: of a panel, inches.
+        columns: of the legend.
+    """
+    figure, axes = style.panels(len(wanted), height=height)
     for axis, panel in zip(axes, wanted, strict=True):
         _panel(axis, rows, panel)
-    style.legend(figure, axes)
+    style.legend(figure, axes, columns)
     style.save(figure, path)
 
 

@@ -53,6 +53,22 @@ LOOKS = {
     "gptq_act_order": Look(PURPLE, "X", "GPTQ, by activation"),
     "awq": Look(SKY, "<", "AWQ"),
     "qtip": Look(BROWN, "*", "QTIP"),
+    "qtip_3inst": Look(ORANGE, "*", "QTIP, 3INST"),
+    "qtip_hyb": Look(SKY, "*", "QTIP, HYB"),
+    "quip_sharp": Look(BLUE, "p", "QuIP#"),
+    "seedlm": Look(PURPLE, "h", "SeedLM"),
+    "spinquant": Look(VERMILION, "<", "SpinQuant"),
+    "watersic": Look(BLUE, "d", "WaterSIC"),
+    "entquant": Look(SKY, "s", "EntQuant"),
+    "nwc light": Look("0.35", "o", "nwc, light"),
+    "svd_llm": Look(GREEN, "1", "SVD-LLM"),
+    "svd_llm_v2": Look(GREEN, "2", "SVD-LLM v2"),
+    "pocketllm": Look(BROWN, "3", "PocketLLM"),
+    "reallm": Look(ORANGE, "4", "ReALLM"),
+    "llm_qat": Look(PURPLE, "+", "LLM-QAT"),
+    "bitdistiller": Look(VERMILION, "x", "BitDistiller"),
+    "gguf_k": Look(PURPLE, ">", "llama.cpp k-quants"),
+    "gguf_legacy": Look("0.55", ">", "llama.cpp Q4_0 to Q5_1"),
 }
 
 

@@ -256,11 +256,16 @@ def _train(model: nn.Module, text: Path, steps: int) -> None:
 
 
 def _byte_tokenizer(folder: Path) -> None:
+    """Token i is byte i, as in training."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: PLC0415
     from transformers import PreTrainedTokenizerFast  # noqa: PLC0415
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    # ByteLevel writes printable bytes as themselves and the others as the letters from 256 on.
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    others = (byte for byte in range(VOCABULARY) if chr(byte) not in alphabet)
+    bytes_of = {chr(VOCABULARY + i): byte for i, byte in enumerate(others)}
+    vocabulary = {letter: bytes_of.get(letter, ord(letter) % VOCABULARY) for letter in alphabet}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)

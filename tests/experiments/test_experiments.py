@@ -86,6 +86,14 @@ def test_ranking_sets_rivals_beside_ours_at_their_own_bits():
     assert lines[-3].count("5.00 x") == 2
 
 
+def test_tokens_of_made_models_are_bytes(world):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(made("llama", world.scratch))
+    text = "First Citizen:\n\tZo\u00eb, \u20ac 5~\u00ad"
+    assert tokenizer(text)["input_ids"] == list(text.encode())
+
+
 def test_a_judge_puts_tasks(world, tmp_path):
     (tmp_path / "piqa.jsonl").write_text(
         "".join(
