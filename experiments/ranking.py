@@ -26,12 +26,15 @@ TRAINED = (*ra.TRAINED, f"nwc, {AS_IT_COMES}")
 """Gradient descent on text decides the weights."""
 
 
-def subjects(world: World) -> list[str]:
-    """Models, the quickest first."""
+def subjects(world: World) -> tuple[list[str], list[str]]:
+    """Models that all methods are run on first, and the larger ones after them."""
     names = {
-        "tiny": ["llama"],
-        "small": ["stories260K", "books-llama", "stories15M-adapted"],
-        "full": ["Llama 2-7B", "Llama 3-8B"],
+        "tiny": (["llama"], []),
+        "small": (
+            ["stories260K", "babygpt-shakespeare-char"],
+            ["books-llama", "stories15M-adapted"],
+        ),
+        "full": (["Llama 2-7B"], ["Llama 3-8B"]),
     }
     return names[world.scale]
 
@@ -39,15 +42,19 @@ def subjects(world: World) -> list[str]:
 def points(world: World) -> list[Point]:
     """All ways to compress, calibrated; `nwc` fine-tuned as well.
 
-    One model whole, then the others in the order of distance from 4 bits, so that a stopped run
+    Small models whole, then the others in the order of distance from 4 bits, so that a stopped run
     has something of everything.
     """
-    first, *others = (
-        [*ra.points(world, subject, tuple(WAYS)), *ra.tuned(world, subject)]
-        for subject in subjects(world)
-    )
-    rest = [point for points in others for point in points]
-    return first + sorted(rest, key=lambda point: abs(point["asked"] - 4))
+
+    def of(subject: str) -> list[Point]:
+        # SpinQuant knows models of Llama's parts alone.
+        names = [n for n in WAYS if n != "spinquant" or "gpt" not in subject]
+        return [*ra.points(world, subject, names), *ra.tuned(world, subject)]
+
+    first, others = subjects(world)
+    rest = [point for subject in others for point in of(subject)]
+    whole = [point for subject in first for point in of(subject)]
+    return whole + sorted(rest, key=lambda point: abs(point["asked"] - 4))
 
 
 def kl_at(rows: list[Row], bits: float) -> float | None:
