@@ -20,7 +20,7 @@ def points(world: World) -> list[Point]:
     """No calibration text for anyone."""
     names = {
         "tiny": ["llama"],
-        "small": ["stories15M-adapted", "books-llama"],
+        "small": ["stories15M-adapted", "books-llama", "stories260K"],
         "full": ["Llama 3-8B", "Llama 2-7B", "Llama 2-13B"],
     }
     return [
