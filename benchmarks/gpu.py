@@ -1,7 +1,7 @@
 """Decoding on a GPU: entropy decoding alone, whole matrices, a model, and products.
 
     python benchmarks/gpu.py --output benchmarks/results
-    python benchmarks/gpu.py --dry-run --output /tmp/results
+    python benchmarks/gpu.py --dry-run --output runs/gpu
 
 Writes `<gpu>_<date>.md` and `.jsonl`. Weights are synthetic and Gaussian, compressed data-free;
 preset `calibrated` is `default` with importances of columns and rows drawn at random, which gives

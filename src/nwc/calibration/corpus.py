@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from nwc.calibration.hub import open_dataset
 from nwc.errors import CalibrationError
 
 if TYPE_CHECKING:
@@ -77,21 +78,7 @@ def _jsonl(path: Path) -> Iterator[str]:
 
 
 def _dataset(source: str) -> Iterator[str]:
-    name, _, rest = source.partition(":")
-    config, _, split = rest.partition(":")
-    try:
-        import datasets
-    except ImportError as error:
-        raise CalibrationError(
-            f"{source} is not a file, and the package that loads data sets is missing: check the "
-            'path, or pip install "neural-weight-compression[datasets]"'
-        ) from error
-    try:
-        rows = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
-    except Exception as error:  # the loader raises errors of many libraries
-        raise CalibrationError(
-            f"{source} is not a file, and not a data set that loads: {error}"
-        ) from error
+    name, rows = open_dataset(source, "a file")
     for row in rows:
         if not isinstance(row.get("text"), str):
             raise CalibrationError(f'data set {name} has columns {sorted(row)}, wanted "text"')

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nwc.calibration.hub import open_dataset
 from nwc.errors import CalibrationError
 
 if TYPE_CHECKING:
@@ -108,7 +109,10 @@ def _npz(path: Path, limit: int) -> ImageSet:
             classes = _first(arrays, _CLASSES)
             known = list(arrays)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise CalibrationError(f"{path} is not a readable .npz file: {error}") from error
+        raise CalibrationError(
+            f"{path} is not a readable .npz file: {error}; write it anew with "
+            "numpy.savez(path, images=..., labels=...)"
+        ) from error
     if images is None:
         raise CalibrationError(
             f"{path} has arrays {', '.join(known) or 'none'}; wanted images, and labels"
@@ -181,21 +185,7 @@ def _read(file: Path) -> np.ndarray:
 
 
 def _dataset(source: str, limit: int) -> ImageSet:
-    name, _, rest = source.partition(":")
-    config, _, split = rest.partition(":")
-    try:
-        import datasets
-    except ImportError as error:
-        raise CalibrationError(
-            f"{source} is not a file or folder, and the package that loads data sets is missing: "
-            'check the path, or pip install "neural-weight-compression[datasets]"'
-        ) from error
-    try:
-        rows = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
-    except Exception as error:  # the loader raises errors of many libraries
-        raise CalibrationError(
-            f"{source} is not a file or folder, and not a data set that loads: {error}"
-        ) from error
+    name, rows = open_dataset(source, "a file or folder")
     names = getattr((rows.features or {}).get("label"), "names", None)
     if limit:
         rows = rows.shuffle(seed=0, buffer_size=_SHUFFLED).take(limit)
